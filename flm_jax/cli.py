@@ -1,0 +1,161 @@
+"""`flm VERB ...`, also `python -m flm_jax VERB ...`.
+
+Exit codes: 0 done; 1 a run gave up (gradients not finite) or the program is at fault; 2 a flag, gin binding, file or
+checkpoint is wrong; 143 a run was stopped by SIGTERM, its state saved: the same command goes on with it.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from flm_jax import __version__, gin_setup
+
+EXIT_FAILED, EXIT_USAGE, EXIT_STOPPED = 1, 2, 143
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one verb; the exit code."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    try:
+        options.gin_bindings = _gin_bindings(rest, getattr(options, "takes_gin", False), parser)
+        return options.run(options)
+    except (ValueError, OSError) as error:
+        if os.environ.get("FLM_TRACEBACK"):
+            raise
+        print(f"flm {options.verb}: error: {error}", file=sys.stderr)
+        return EXIT_USAGE
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="flm", description=__doc__.split("\n\n")[1], allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"flm_jax {__version__}")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    train = _verb(verbs, "train", _train, "train a model, or go on with it; everything comes from gin")
+    _add_gin(train)
+
+    data = verbs.add_parser("data", help="prepare text for training").add_subparsers(
+        dest="action", required=True, metavar="ACTION"
+    )
+    prepare = _verb(data, "prepare", _prepare, "tokenize, chunk and pack tasks into record files")
+    prepare.add_argument(
+        "--overwrite", action="store_true", help="replace tasks prepared with other settings"
+    )
+    _add_gin(prepare)
+
+    tokenizer = verbs.add_parser("tokenizer", help="make a vocabulary").add_subparsers(
+        dest="action", required=True, metavar="ACTION"
+    )
+    train_tokenizer = _verb(
+        tokenizer, "train", _train_tokenizer, "train a sentencepiece model with byte fallback"
+    )
+    train_tokenizer.add_argument(
+        "--input", action="append", required=True, help=".jsonl or .txt, also .gz; repeat for each language"
+    )
+    train_tokenizer.add_argument("--field", default="text", help="of the JSON lines that holds the text")
+    train_tokenizer.add_argument("--vocab_size", type=int, required=True, help="number of pieces")
+    train_tokenizer.add_argument("--out", required=True, help="the model file to write")
+
+    generate = _verb(verbs, "generate", _generate, "continue prompts with a checkpoint")
+    generate.add_argument("--model_dir", required=True, help="a run's directory")
+    generate.add_argument(
+        "--tokenizer", required=True, help="the sentencepiece model that it was trained with"
+    )
+    generate.add_argument("--prompt", action="append", required=True, help="repeat for several")
+    generate.add_argument("--step", type=int, help="which checkpoint; the newest unless given")
+    generate.add_argument("--max_new_tokens", type=int, default=64)
+    generate.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest token")
+    generate.add_argument("--top_k", type=int, default=0, help="0 for no limit")
+    generate.add_argument("--top_p", type=float, default=0.95)
+    generate.add_argument("--seed", type=int, default=0)
+
+    demo = _verb(verbs, "demo", _demo, "train a small English-Chinese model on text found on this machine")
+    demo.add_argument("--out", default="demo_out", help="directory of everything that is made")
+    demo.add_argument("--json", help="write the closing table's numbers to this file")
+    _add_gin(demo)
+    return parser
+
+
+def _verb(verbs: argparse._SubParsersAction, name: str, run: Callable, text: str) -> argparse.ArgumentParser:
+    parser = verbs.add_parser(name, help=text, description=text, allow_abbrev=False)
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_gin(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(takes_gin=True)
+    parser.add_argument("--gin_file", action="append", default=[], help="repeat for several; later ones win")
+    parser.add_argument(
+        "--gin_search_paths", default="", help="comma-separated directories to find gin files in"
+    )
+    parser.epilog = "--gin.NAME=value binds a macro or a parameter over what the files say."
+
+
+def _gin_bindings(rest: Sequence[str], takes_gin: bool, parser: argparse.ArgumentParser) -> list[str]:
+    wrong = [flag for flag in rest if not (takes_gin and flag.startswith("--gin.") and "=" in flag)]
+    if wrong:
+        hint = "; gin bindings are --gin.NAME=value" if takes_gin else ""
+        parser.error(f"unrecognized arguments: {' '.join(wrong)}{hint}")
+    return [flag.removeprefix("--gin.") for flag in rest]
+
+
+def _parse_gin(options: argparse.Namespace) -> None:
+    paths = [path for path in options.gin_search_paths.split(",") if path]
+    gin_setup.parse(options.gin_file, options.gin_bindings, paths)
+
+
+def _train(options: argparse.Namespace) -> int:
+    import gin
+
+    from flm_jax.training import trainer
+
+    _parse_gin(options)
+    run = gin.get_configurable(trainer.Trainer)()
+    try:
+        outcome = run.run()
+    except trainer.TrainingAbortedError as error:
+        print(f"flm train: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    return 0 if outcome is trainer.Outcome.FINISHED else EXIT_STOPPED
+
+
+def _prepare(options: argparse.Namespace) -> int:
+    import gin
+
+    from flm_jax.tasks import prepare
+
+    _parse_gin(options)
+    gin.get_configurable(prepare.prepare)(overwrite=options.overwrite)
+    return 0
+
+
+def _train_tokenizer(options: argparse.Namespace) -> int:
+    from flm_jax.tasks.vocabulary import train_tokenizer_from_files
+
+    train_tokenizer_from_files(options.input, options.out, vocab_size=options.vocab_size, field=options.field)
+    return 0
+
+
+def _generate(options: argparse.Namespace) -> int:
+    from flm_jax import generation
+    from flm_jax.tasks.vocabulary import Vocabulary
+    from flm_jax.training.checkpoints import load_params
+
+    vocabulary = Vocabulary(options.tokenizer)
+    config, params, _ = load_params(options.model_dir, options.step)
+    sampling = generation.Sampling(options.temperature, options.top_k, options.top_p)
+    texts = generation.continue_texts(
+        config, params, vocabulary, options.prompt, options.max_new_tokens, sampling, options.seed
+    )
+    for prompt, text in zip(options.prompt, texts, strict=True):
+        print(f"{prompt}|{text}")
+    return 0
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from flm_jax.demo import run
+
+    run.demo(options.out, options.json, options.gin_file, options.gin_bindings)
+    return 0

@@ -1,0 +1,158 @@
+"""Sizes and constants of one model, and what follows from them by counting."""
+
+import dataclasses
+import math
+from typing import Any, Literal
+
+import jax.numpy as jnp
+
+REMAT_POLICIES = ("none", "full", "dots", "dots_no_batch")
+PARAMETRIZATIONS = ("mup", "standard")
+
+# The shape of the µP base model at `mup_base_width` d: what every width multiplier compares with.
+_BASE_FFN_RATIO = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Everything that determines the parameters and the function of a `Decoder`.
+
+    The defaults of the constants are FLM-101B's (arXiv 2309.03852, section 2 and its released
+    `config.json`). `num_heads * head_dim` need not equal `d_model`.
+
+    Raises:
+        ValueError: a size or a name is out of range; the message names the gin binding.
+    """
+
+    vocab_size: int  # rows of the embedding table, padding rows included
+    d_model: int  # width of the residual stream
+    num_layers: int
+    num_heads: int
+    head_dim: int  # even, since xPos rotates pairs
+    d_ff: int  # hidden units of the feed-forward network
+    max_length: int = 2048  # tokens; xPos is centred here, nothing is sized by it
+
+    dtype: str = "bfloat16"  # of activations and matmuls; norms, softmax, xPos use at least float32
+    param_dtype: str = "float32"
+
+    norm_epsilon: float = 1e-5
+    xpos_theta: float = 10_000.0
+    xpos_scale_base: float | None = 512.0  # positions per e-fold of decay; None is plain RoPE
+    xpos_gamma: float = 0.4
+
+    parametrization: Literal["mup", "standard"] = "mup"
+    mup_base_width: int = 256  # width at which µP and the standard parametrisation agree
+    init_std: float = 0.016  # at the base width
+    input_mult: float = 1.0  # on the embedding's output
+    output_mult: float = 1.0  # on the final hidden state, before µP divides by d_model / base width
+
+    remat: str = "none"  # one of REMAT_POLICIES: what the backward pass computes again
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "d_model", "num_layers", "num_heads", "head_dim", "d_ff", "max_length",
+                     "mup_base_width"):  # fmt: skip
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"ModelConfig.{name} must be a positive integer, found {value!r}")
+        if self.head_dim % 2:
+            raise ValueError(
+                f"ModelConfig.head_dim must be even, because xPos rotates pairs of coordinates; found "
+                f"{self.head_dim}. Bind ModelConfig.head_dim to {self.head_dim - 1} or {self.head_dim + 1}."
+            )
+        for name in ("norm_epsilon", "xpos_theta", "init_std", "input_mult", "output_mult", "xpos_gamma"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"ModelConfig.{name} must be positive, found {getattr(self, name)!r}")
+        if self.xpos_scale_base is not None and not self.xpos_scale_base > 0:
+            raise ValueError(
+                f"ModelConfig.xpos_scale_base must be positive, or None for plain RoPE; "
+                f"found {self.xpos_scale_base!r}"
+            )
+        _one_of("remat", self.remat, REMAT_POLICIES)
+        _one_of("parametrization", self.parametrization, PARAMETRIZATIONS)
+        _one_of("dtype", self.dtype, ("bfloat16", "float16", "float32", "float64"))
+        _one_of("param_dtype", self.param_dtype, ("bfloat16", "float16", "float32", "float64"))
+
+    def size(self, axis: str) -> int:
+        """Length of a named parameter axis: `vocab, embed, heads, kv, mlp` or `layers`."""
+        return {
+            "vocab": self.vocab_size,
+            "embed": self.d_model,
+            "heads": self.num_heads,
+            "kv": self.head_dim,
+            "mlp": self.d_ff,
+            "layers": self.num_layers,
+        }[axis]
+
+    def width_mult(self, *axes: str) -> float:
+        """How many times wider than the µP base model these axes are together; 1 in standard parametrisation.
+
+        At base width 256 the base model has `embed` 256, `heads * kv` 256 and `mlp` 1,024, so for
+        FLM-101B (d_model 10,240, 80 heads of 128, d_ff 40,960) each of `("embed",)`,
+        `("heads", "kv")` and `("mlp",)` gives 40.
+        """
+        if self.parametrization == "standard":
+            return 1.0
+        base = self.mup_base_width * (_BASE_FFN_RATIO if axes == ("mlp",) else 1)
+        return math.prod(self.size(axis) for axis in axes) / base
+
+    @property
+    def logit_scale(self) -> float:
+        """Factor on the final hidden state before the tied readout: `output_mult / (d_model / base width)`."""
+        return self.output_mult / self.width_mult("embed")
+
+    @property
+    def num_params(self) -> int:
+        """Number of parameters, every bias and the padded vocabulary rows included.
+
+        With `num_heads * head_dim == d` and `d_ff == 4 d` this is 12 L d² + 13 L d + V d + 2 d.
+        """
+        d, joined = self.d_model, self.num_heads * self.head_dim
+        attention = 3 * (d * joined + joined) + joined * d + d
+        ffn = d * self.d_ff + self.d_ff + self.d_ff * d + d
+        norms = 2 * 2 * d
+        return self.vocab_size * d + self.num_layers * (attention + ffn + norms) + 2 * d
+
+    def flops_per_token(self, length: int) -> float:
+        """Model FLOPs to train on one token of a sequence of `length` tokens: forward and backward.
+
+        Convention (that of MaxText since July 2025): two FLOPs a multiply-add, the backward pass is
+        twice the forward pass, causal attention counts the lower triangle only, recomputation and
+        everything that is not a matmul count nothing, and the readout counts once.
+        """
+        return 3 * (self._layers_forward_flops() + self._attention_forward_flops((length + 1) / 2)
+                    + self._readout_forward_flops())  # fmt: skip
+
+    def hardware_flops_per_token(self, length: int) -> float:
+        """FLOPs that the dense implementation carries out for one token: the whole attention square, and remat."""
+        layers, attention = self._layers_forward_flops(), self._attention_forward_flops(length)
+        recomputed = {
+            "none": 0.0,
+            "dots": 0.0,
+            "dots_no_batch": attention,
+            "full": layers + attention,
+        }[self.remat]
+        return 3 * (layers + attention + self._readout_forward_flops()) + recomputed
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as plain JSON values, for a checkpoint's metadata; `ModelConfig(**fields)` is the inverse."""
+        return dataclasses.asdict(self)
+
+    def _layers_forward_flops(self) -> float:
+        joined = self.num_heads * self.head_dim
+        return 2 * self.num_layers * (4 * self.d_model * joined + 2 * self.d_model * self.d_ff)
+
+    def _attention_forward_flops(self, keys: float) -> float:
+        return 2 * self.num_layers * 2 * self.num_heads * self.head_dim * keys
+
+    def _readout_forward_flops(self) -> float:
+        return 2 * self.vocab_size * self.d_model
+
+
+def at_least_float32(dtype: Any) -> jnp.dtype:
+    """The dtype of statistics, softmax, rotations and losses: float32, or float64 where everything is float64."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def _one_of(name: str, value: Any, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"ModelConfig.{name} must be one of {', '.join(allowed)}; found {value!r}")

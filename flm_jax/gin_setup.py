@@ -1,0 +1,109 @@
+"""Reading gin files and `--gin.NAME=value` flags, and refusing what gin lets pass."""
+
+import ast
+import difflib
+import inspect
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import gin
+
+_PACKAGE = Path(__file__).resolve().parent
+# `gin_configs/...` is found beside the package in a checkout and inside it once installed.
+_SEARCH_PATHS = (_PACKAGE.parent, _PACKAGE)
+# Names that files share between verbs and with t5x: spelled right even where this verb has no use for them.
+_SHARED_MACROS = frozenset(
+    {"MODEL", "MIXTURE_OR_TASK_NAME", "MIXTURE_OR_TASK_MODULE", "TASK_FEATURE_LENGTHS", "USE_CACHED_TASKS",
+     "PREPARED_DIR", "VOCABULARY"}
+)  # fmt: skip
+
+
+class GinError(ValueError):
+    """A gin file or flag is wrong; says which, and what was probably meant."""
+
+
+def parse(files: Sequence[str], bindings: Sequence[str], search_paths: Sequence[str] = ()) -> None:
+    """Clears gin's configuration and reads `files` in order, then `bindings`, which win.
+
+    Args:
+        files: gin files, looked up in the working directory, in `search_paths`, and where the library's
+            own `gin_configs/` lie.
+        bindings: Such as `TRAIN_STEPS=100` or `ModelConfig.d_model=128`. A value that is no gin literal is taken
+            as a string, so that `MODEL_DIR=/tmp/run` needs no quotes within quotes.
+        search_paths: Further directories.
+
+    Raises:
+        GinError: a file is missing or cannot be parsed, a binding names nothing, a macro is set and never used,
+            or used and never set.
+    """
+    gin.clear_config()
+    directories = ["", *map(os.fspath, search_paths), *map(os.fspath, _SEARCH_PATHS)]
+    for file in files:
+        if not any(os.path.isfile(os.path.join(directory, file)) for directory in directories):
+            looked = ", ".join(directory or "the working directory" for directory in directories)
+            raise GinError(
+                f"--gin_file={file}: no such file in {looked} (add others with --gin_search_paths)"
+            )
+    for directory in directories[1:]:
+        gin.add_config_file_search_path(directory)
+    try:
+        gin.parse_config_files_and_bindings(
+            list(files), [_as_gin(binding) for binding in bindings], finalize_config=False
+        )
+    except (OSError, ValueError, SyntaxError, AttributeError, ImportError) as error:
+        raise GinError(_one_paragraph(error) + _parameter_hint(str(error))) from error
+    _check_macros()
+    gin.finalize()
+
+
+def _as_gin(binding: str) -> str:
+    """`NAME=value` with words put into quotes: `MODEL_DIR=/tmp/a` becomes `MODEL_DIR = '/tmp/a'`."""
+    name, separator, value = binding.partition("=")
+    if not separator or not name.strip():
+        raise GinError(f"expected --gin.NAME=value, found --gin.{binding}")
+    value = value.strip()
+    if value[:1] not in ("@", "%", "[", "(", "{"):
+        try:
+            ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            value = repr(value)
+    return f"{name.strip()} = {value}"
+
+
+def _check_macros() -> None:
+    """Gin accepts a macro that nothing reads, which is what a misspelt one is."""
+    text = re.sub(r"(?m)^\s*#.*$", "", gin.config_str(max_line_length=10**6))
+    code = re.sub(
+        r"'(?:\\.|[^'\\])*'|\"(?:\\.|[^\"\\])*\"", "''", text
+    )  # a % within a string is no reference
+    defined = set(re.findall(r"(?m)^([A-Za-z_]\w*)\s*=", code))
+    used = set(re.findall(r"%([A-Za-z_]\w*)(?![\w.])", code))
+    for name in sorted(defined - used - _SHARED_MACROS):
+        close = difflib.get_close_matches(name, used, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"in use are {', '.join(sorted(used))}"
+        raise GinError(f"the gin macro {name} is set, but nothing uses it; {hint}")
+    for name in sorted(used - defined):
+        raise GinError(
+            f"the gin macro {name} is used, but not set: give --gin.{name}=value, or a --gin_file that sets it"
+        )
+    required = re.search(r"(?m)^([\w./]+)\s*=\s*%gin\.REQUIRED", code)
+    if required:
+        name = required.group(1)
+        raise GinError(f"{name} has no default: give --gin.{name}=value, or a --gin_file that sets it")
+
+
+def _one_paragraph(error: Exception) -> str:
+    return " ".join(line.strip() for line in str(error).strip().splitlines() if line.strip())
+
+
+def _parameter_hint(message: str) -> str:
+    found = re.search(r"Configurable '([\w./]+)' doesn't have a parameter named '(\w+)'", message)
+    if not found:
+        return ""
+    configurable = gin.get_configurable(found.group(1))
+    function = inspect.unwrap(configurable.__init__ if inspect.isclass(configurable) else configurable)
+    names = [name for name in inspect.signature(function).parameters if name != "self"]
+    close = difflib.get_close_matches(found.group(2), names, n=1)
+    return f"; did you mean {close[0]}?" if close else f"; its parameters are {', '.join(names)}"

@@ -1,0 +1,33 @@
+"""The token table: embedding at the bottom, tied readout at the top."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from flm_jax.config import ModelConfig, at_least_float32
+from flm_jax.parameters import EMBEDDING, declare
+from flm_jax.partitioning import constrain
+
+
+class Embedding(nn.Module):
+    """One table `[V, D]` for both ends of the decoder."""
+
+    config: ModelConfig
+
+    def setup(self) -> None:
+        """Declares the table."""
+        self.table = declare(self, EMBEDDING, self.config)["embedding"]
+
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        """Embeds integer `tokens` `[B, L]`, times `input_mult`: `[B, L, D]`."""
+        # Gathering rows from a table that is split by rows makes XLA rematerialise it whole; gather the
+        # rows of the table first, which it does with one all-gather.
+        table = constrain(self.table.astype(self.config.dtype), None, "embed")
+        return jnp.take(table, tokens, axis=0) * jnp.asarray(self.config.input_mult, table.dtype)
+
+    def logits(self, x: jax.Array) -> jax.Array:
+        """Readout of `x` `[B, L, D]` times `output_mult` over the width multiplier: `[B, L, V]`, at least float32."""
+        x = x * jnp.asarray(self.config.logit_scale, x.dtype)
+        return jnp.einsum(
+            "BLD,VD->BLV", x, self.table.astype(x.dtype), preferred_element_type=at_least_float32(x.dtype)
+        )

@@ -1,0 +1,23 @@
+"""The feed-forward network: two matrices with biases and a tanh-approximated GELU between them."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from flm_jax.config import ModelConfig
+from flm_jax.parameters import MLP, declare
+from flm_jax.partitioning import constrain
+
+
+class Mlp(nn.Module):
+    """GELU(x Wi + bi) Wo + bo; GELU(0) = 0, which growth of the hidden units relies on."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps `x` `[B, L, D]` to `[B, L, D]` through `[B, L, F]`."""
+        weight = {name: value.astype(x.dtype) for name, value in declare(self, MLP, self.config).items()}
+        hidden = jnp.einsum("BLD,DF->BLF", x, weight["wi_kernel"]) + weight["wi_bias"]
+        hidden = constrain(jax.nn.gelu(hidden, approximate=True), "batch", "length", "mlp")
+        return jnp.einsum("BLF,FD->BLD", hidden, weight["wo_kernel"]) + weight["wo_bias"]

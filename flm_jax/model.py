@@ -1,0 +1,174 @@
+"""The language model: loss, scores and generation around a `Decoder`, with the methods that t5x calls.
+
+t5x's model contract is met without importing t5x: bound to its macro `MODEL`, a `LanguageModel` trains,
+evaluates and infers there, and the same object trains under our own trainer.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from clu import metrics as clu_metrics
+
+from flm_jax.config import ModelConfig, at_least_float32
+from flm_jax.generation import Sampling, generate
+from flm_jax.network import Decoder
+
+Batch = Mapping[str, jax.Array]
+
+
+class TokenSums(NamedTuple):
+    """Sums over the tokens of a batch that carry loss; sums, so that batches and microbatches add up exactly."""
+
+    nll: jax.Array  # negative log-likelihood, nats
+    z_loss: jax.Array  # squared log of the softmax's normaliser, times the coefficient
+    correct: jax.Array  # tokens whose likeliest prediction is the target
+    weight: jax.Array  # tokens
+
+
+class LanguageModel:
+    """A decoder with its loss.
+
+    Batches have the features of seqio's `DecoderFeatureConverter`, each `[batch, length]`:
+    `decoder_input_tokens`, `decoder_target_tokens`, `decoder_loss_weights` and, packed,
+    `decoder_segment_ids` and `decoder_positions`.
+
+    Args:
+        config: The model's sizes.
+        vocabulary: Of the data, ours or seqio's; t5x compares it with the task's.
+        optimizer_def: Under t5x its `OptimizerDef`; our trainer takes the optimizer by itself.
+        z_loss: Coefficient of the squared log normaliser (PaLM, section 5).
+        loss_normalizing_factor: What the summed loss is divided by; None is the number of tokens with loss.
+        sampling: How `predict_batch` draws.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        vocabulary: Any = None,
+        optimizer_def: Any = None,
+        z_loss: float = 1e-4,
+        loss_normalizing_factor: float | None = None,
+        sampling: Sampling = Sampling(),
+    ) -> None:
+        self.config = config
+        self.module = Decoder(config)
+        self.input_vocabulary = vocabulary
+        self.output_vocabulary = vocabulary
+        self.optimizer_def = optimizer_def
+        self.sampling = sampling
+        self._z_loss = z_loss
+        self._loss_normalizing_factor = loss_normalizing_factor
+
+    @property
+    def FEATURE_CONVERTER_CLS(self) -> Any:
+        """Seqio's converter from `inputs` and `targets` to batches; imports seqio, and so TensorFlow."""
+        import seqio
+
+        return seqio.DecoderFeatureConverter
+
+    def get_initial_variables(
+        self,
+        rng: jax.Array,
+        input_shapes: Mapping[str, tuple[int, ...]],
+        input_types: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Fresh `{"params": …, "params_axes": …}`; `input_shapes["decoder_input_tokens"]` is `[batch, length]`."""
+        del input_types
+        return self.module.init(rng, jnp.ones(input_shapes["decoder_input_tokens"], jnp.int32))
+
+    def logits(self, params: Any, batch: Batch) -> jax.Array:
+        """Next-token logits `[batch, length, vocab]` of a batch, documents kept apart."""
+        return self.module.apply(
+            {"params": params},
+            batch["decoder_input_tokens"],
+            decoder_segment_ids=batch.get("decoder_segment_ids"),
+            decoder_positions=batch.get("decoder_positions"),
+        )
+
+    def token_sums(self, params: Any, batch: Batch) -> TokenSums:
+        """Loss and accuracy, summed over the tokens of `batch` whose `decoder_loss_weights` are not 0."""
+        logits = self.logits(params, batch)
+        weights = batch["decoder_loss_weights"].astype(logits.dtype)
+        log_likelihood, log_normalizer = _log_likelihood(logits, batch["decoder_target_tokens"])
+        hits = jnp.argmax(logits, axis=-1) == batch["decoder_target_tokens"]
+        return TokenSums(
+            nll=-jnp.sum(log_likelihood * weights),
+            z_loss=self._z_loss * jnp.sum(jnp.square(log_normalizer) * weights),
+            correct=jnp.sum(hits * weights),
+            weight=jnp.sum(weights),
+        )
+
+    def loss_fn(
+        self, params: Any, batch: Batch, dropout_rng: jax.Array | None = None
+    ) -> tuple[jax.Array, dict[str, Any]]:
+        """Loss to differentiate (nats per token and z-loss) and metrics, as t5x's trainer wants them."""
+        del dropout_rng
+        sums = self.token_sums(params, batch)
+        normalizer: Any = self._loss_normalizing_factor
+        if normalizer is None:
+            normalizer = jnp.maximum(sums.weight, 1)
+        tokens = jnp.asarray(batch["decoder_target_tokens"].size, sums.weight.dtype)
+        metrics = {
+            "loss": clu_metrics.Average(total=sums.nll, count=sums.weight),
+            "z_loss": clu_metrics.Average(total=sums.z_loss, count=sums.weight),
+            "accuracy": clu_metrics.Average(total=sums.correct, count=sums.weight),
+            "non_padding_fraction/loss_weights": clu_metrics.Average(total=sums.weight, count=tokens),
+        }
+        return (sums.nll + sums.z_loss) / normalizer, metrics
+
+    def eval_fn(self, params: Any, batch: Batch) -> tuple[jax.Array, dict[str, Any]]:
+        """`loss_fn`; the model has no dropout to switch off."""
+        return self.loss_fn(params, batch)
+
+    def score_batch(self, params: Any, batch: Batch, return_intermediates: bool = False) -> Any:
+        """Log-likelihood of each row's targets, `[batch]` nats.
+
+        Raises:
+            ValueError: intermediates are asked for; the decoder sows none.
+        """
+        if return_intermediates:
+            raise ValueError(
+                "LanguageModel.score_batch has no intermediates: pass return_intermediates=False"
+            )
+        logits = self.logits(params, batch)
+        log_likelihood, _ = _log_likelihood(logits, batch["decoder_target_tokens"])
+        return jnp.sum(log_likelihood * batch["decoder_loss_weights"].astype(logits.dtype), axis=-1)
+
+    def predict_batch_with_aux(
+        self, params: Any, batch: Batch, rng: jax.Array | None = None, **unused: Any
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Continues each row's prompt: the positions where `decoder_causal_attention` is 1, else the leading 0 alone.
+
+        Returns:
+            New tokens `[batch, length]`, 0 behind the end, and `{"scores": [batch]}`, their log-probability.
+        """
+        del unused
+        inputs = batch["decoder_input_tokens"]
+        prefix = batch.get("decoder_causal_attention")
+        lengths = jnp.ones(inputs.shape[0], jnp.int32) if prefix is None else jnp.sum(prefix, axis=1)
+        generated = generate(
+            self.module,
+            params,
+            inputs,
+            jnp.maximum(lengths, 1),
+            max_new_tokens=inputs.shape[1],
+            rng=jax.random.key(0) if rng is None else rng,
+            sampling=self.sampling,
+        )
+        return generated.tokens, {"scores": generated.scores}
+
+    def predict_batch(
+        self, params: Any, batch: Batch, rng: jax.Array | None = None, **unused: Any
+    ) -> jax.Array:
+        """The tokens of `predict_batch_with_aux`."""
+        return self.predict_batch_with_aux(params, batch, rng=rng)[0]
+
+
+def _log_likelihood(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Log-likelihood of `targets` and log of the softmax's normaliser, each `[batch, length]`."""
+    logits = logits.astype(at_least_float32(logits.dtype))
+    log_normalizer = jax.nn.logsumexp(logits, axis=-1)
+    chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    return chosen - log_normalizer, log_normalizer

@@ -1,0 +1,117 @@
+"""The decoder: embedding, scanned blocks, final norm, tied readout."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.linen.partitioning import scan_with_axes
+
+from flm_jax.config import ModelConfig
+from flm_jax.layers.attention import causal_mask
+from flm_jax.layers.block import Block
+from flm_jax.layers.embedding import Embedding
+from flm_jax.layers.norm import LayerNorm
+from flm_jax.layers.xpos import rotation
+from flm_jax.parameters import LAYERS
+from flm_jax.partitioning import constrain
+
+_REMAT_POLICIES = {
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_saveable,
+    "dots_no_batch": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+class Decoder(nn.Module):
+    """The FLM-101B decoder; `Decoder(config).init(rng, tokens)`, `.apply({"params": params}, tokens)`."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        decoder_input_tokens: jax.Array,
+        decoder_target_tokens: jax.Array | None = None,
+        decoder_segment_ids: jax.Array | None = None,
+        decoder_positions: jax.Array | None = None,
+        decoder_causal_attention: jax.Array | None = None,
+        *,
+        decode: bool = False,
+        prefill: bool = False,
+        prefill_lengths: jax.Array | None = None,
+        max_decode_length: int | None = None,
+        enable_dropout: bool = False,
+    ) -> jax.Array:
+        """Scores the next token at every position. The names are those by which t5x calls a decoder.
+
+        Args:
+            decoder_input_tokens: `[B, L]`, token 0 where a document begins.
+            decoder_target_tokens: Ignored: a causal model needs no padding mask.
+            decoder_segment_ids: `[B, L]`, equal within a document, 0 for padding; None is one document a row.
+            decoder_positions: `[B, L]`, from 0 in each document; None counts along the row.
+            decoder_causal_attention: Must be None: prefixes are read causally.
+            decode: Use the key-value cache (collection `cache`, mutable): the L tokens are written behind those
+                that it holds. Initialise with `decode=True` on tokens of the wanted cache length.
+            prefill: With `decode`, take the tokens as right-padded prompts of `prefill_lengths`.
+            prefill_lengths: `[B]`, the prompts' lengths; the cache goes on from there.
+            max_decode_length: Ignored: the cache has the length that it was initialised with.
+            enable_dropout: Ignored: the model has no dropout.
+
+        Returns:
+            Logits `[B, L, V]`, in at least float32.
+
+        Raises:
+            ValueError: a bidirectional prefix is asked for, or prefill without lengths.
+        """
+        del decoder_target_tokens, max_decode_length, enable_dropout
+        if decoder_causal_attention is not None:
+            raise ValueError(
+                "the FLM decoder reads prefixes causally: expected decoder_causal_attention=None, found an array "
+                "(under t5x bind DecoderOnlyModel.inputs_bidirectional_attention = False)"
+            )
+        if prefill and prefill_lengths is None:
+            raise ValueError("prefill=True needs prefill_lengths [batch], found None")
+        tokens = decoder_input_tokens
+        steps = jnp.arange(tokens.shape[1])[None, :]
+        mask, cache_index = None, None
+        if decode or prefill:
+            cache_index = self._advance(tokens, prefill_lengths if prefill else None)
+            positions = cache_index[:, None] + steps
+        else:
+            positions = steps if decoder_positions is None else decoder_positions
+            mask = causal_mask(tokens.shape[1], decoder_segment_ids)
+
+        embedding = Embedding(self.config, name="token_embedding")
+        x = constrain(embedding(tokens), "batch", "length", "embed")
+        blocks = _scanned(self.config)(self.config, name=LAYERS)
+        x, _ = blocks(x, rotation(positions, self.config), mask, cache_index)
+        x = LayerNorm(self.config, name="final_norm")(x)
+        return constrain(embedding.logits(x), "batch", "length", "vocab")
+
+    def _advance(self, tokens: jax.Array, prefill_lengths: jax.Array | None) -> jax.Array:
+        """Where in the cache each example's `tokens` `[B, L]` go, `[B]`; moves the index behind them."""
+        initialised = self.has_variable("cache", "cache_index")
+        index = self.variable("cache", "cache_index", jnp.zeros, (tokens.shape[0],), jnp.int32)
+        start = index.value
+        if initialised:
+            # What right padding left in the cache is overwritten before a later token can look at it.
+            end = start + tokens.shape[1] if prefill_lengths is None else start + prefill_lengths
+            index.value = end.astype(jnp.int32)
+        return start
+
+
+def _scanned(config: ModelConfig) -> Any:
+    block: Any = Block
+    if config.remat != "none":
+        # Inside a scan XLA cannot merge the recomputation with the forward pass, so its guard is not needed.
+        block = nn.remat(Block, policy=_REMAT_POLICIES[config.remat], prevent_cse=False)
+    return scan_with_axes(
+        block,
+        variable_axes={"params": 0, "cache": 0},
+        split_rngs={"params": True},
+        in_axes=(nn.broadcast, nn.broadcast, nn.broadcast),
+        length=config.num_layers,
+        axis_name=LAYERS,
+        axes_collections=("params",),
+    )

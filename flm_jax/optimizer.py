@@ -1,0 +1,97 @@
+"""AdamW with µP's multipliers by (axes, role), and learning-rate schedules.
+
+The optimizer is a chain of stock optax transforms and one stateless map, so that its state has the
+types that t5x and other optax readers know.
+"""
+
+from typing import Any
+
+import jax
+import optax
+
+from flm_jax import parameters
+from flm_jax.config import ModelConfig
+
+
+def adamw(
+    config: ModelConfig,
+    learning_rate: optax.ScalarOrSchedule,
+    b1: float = 0.9,
+    b2: float = 0.95,
+    eps: float = 1e-8,
+    weight_decay: float = 0.1,
+    clip_norm: float = 1.0,
+) -> optax.GradientTransformation:
+    """AdamW as FLM-101B's (section 2.4 of the paper): clipping by the global norm, decoupled weight decay.
+
+    For a parameter p with multipliers l and w from the table (`parameters.py`) the update is
+    -lr · l · (adam(g) + weight_decay · w · p). Under µP l = 1/m and w = m for a matrix, so lr · decay is the same
+    at every width; norms and biases are not decayed.
+
+    Args:
+        config: The model that is trained.
+        learning_rate: Of the base width: a number, or a function of the number of updates made.
+        b1: Decay of the mean of gradients.
+        b2: Decay of the mean of squared gradients.
+        eps: Added to the root of the second moment.
+        weight_decay: Per update, times the learning rate.
+        clip_norm: Largest global norm of the gradients.
+    """
+    rows = parameters.table(config)
+
+    def by_role(multiplier: Any) -> Any:
+        return jax.tree.map(lambda row: multiplier(row, config), rows, is_leaf=parameters.is_parameter)
+
+    learning_rate_mult = by_role(parameters.Parameter.learning_rate_mult)
+    decay = by_role(lambda row, config: weight_decay * row.weight_decay_mult(config))
+
+    def decay_and_scale(updates: optax.Updates, params: optax.Params | None = None) -> optax.Updates:
+        return jax.tree.map(
+            lambda update, param, mult, decay: mult * (update + decay * param),
+            updates,
+            params,
+            learning_rate_mult,
+            decay,
+        )
+
+    return optax.chain(
+        optax.clip_by_global_norm(clip_norm),
+        optax.scale_by_adam(b1=b1, b2=b2, eps=eps),
+        optax.stateless(decay_and_scale),
+        optax.scale_by_learning_rate(learning_rate),
+    )
+
+
+def warmup_cosine(peak: float, total_steps: int, warmup_steps: int = 0, final: float = 0.0) -> optax.Schedule:
+    """Linear from 0 to `peak` over `warmup_steps`, then half a cosine down to `final` at `total_steps`."""
+    _check(total_steps, warmup_steps)
+    return optax.warmup_cosine_decay_schedule(
+        init_value=0.0 if warmup_steps else peak,
+        peak_value=peak,
+        warmup_steps=warmup_steps,
+        decay_steps=total_steps,
+        end_value=final,
+    )
+
+
+def warmup_stable_decay(
+    peak: float, total_steps: int, warmup_steps: int = 0, decay_steps: int = 0, final: float = 0.0
+) -> optax.Schedule:
+    """WSD: linear warmup, `peak` for as long as it lasts, linear down to `final` over the last `decay_steps`."""
+    _check(total_steps, warmup_steps + decay_steps)
+    return optax.join_schedules(
+        [
+            optax.linear_schedule(0.0 if warmup_steps else peak, peak, max(warmup_steps, 1)),
+            optax.constant_schedule(peak),
+            optax.linear_schedule(peak, final, max(decay_steps, 1)),
+        ],
+        boundaries=[warmup_steps, total_steps - decay_steps],
+    )
+
+
+def _check(total_steps: int, ramps: int) -> None:
+    if not 0 <= ramps < total_steps:
+        raise ValueError(
+            f"a schedule of {total_steps} steps has no room for {ramps} steps of warmup and decay; "
+            "bind WARMUP_STEPS (and DECAY_STEPS) below TRAIN_STEPS"
+        )

@@ -1,0 +1,150 @@
+"""The table: for every parameter of the decoder the names of its axes and its role.
+
+Whatever treats parameters differently (partitioning, initialisation, µP, growth, optimizer,
+checkpoints, export) is a function of a row of this table and of the config, never of a parameter's
+path. The modules under `layers/` declare their parameters from it, and `table(config)` gives it
+in the shape of the parameter tree, so that such a function is one `jax.tree.map`.
+"""
+
+import dataclasses
+import enum
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+from flax.linen.partitioning import param_with_axes
+from jax.nn import initializers
+
+from flm_jax.config import ModelConfig
+
+LAYERS = "layers"  # the axis on which the blocks' parameters are stacked
+
+
+class Role(enum.Enum):
+    """What a parameter does to the residual stream."""
+
+    EMBEDDING = "embedding"  # token table; tied, it is the readout too
+    READ = "read"  # a matrix from the residual stream into a sublayer
+    WRITE = "write"  # a matrix from a sublayer onto the residual stream
+    NORM_GAIN = "norm_gain"
+    NORM_BIAS = "norm_bias"
+    BIAS = "bias"  # of a matrix; it writes to the residual stream if its axes say `embed`
+
+
+@dataclasses.dataclass(frozen=True)
+class Parameter:
+    """One row of the table.
+
+    Attributes:
+        axes: Names of the array's axes in order, of `vocab, embed, heads, kv, mlp, layers`.
+        role: What the parameter does.
+        fan_in: For a matrix, the axes that its product sums over.
+    """
+
+    axes: tuple[str, ...]
+    role: Role
+    fan_in: tuple[str, ...] = ()
+
+    def shape(self, config: ModelConfig) -> tuple[int, ...]:
+        """Shape of the array in a model of this size."""
+        return tuple(config.size(axis) for axis in self.axes)
+
+    def init_std(self, config: ModelConfig) -> float:
+        """Standard deviation of the initial normal draw; 0 for what starts constant.
+
+        µScaling's rule with m the width multiplier of the fan-in: embedding σ, matrices that read
+        σ/√m, matrices that write σ/√(2 L m), where L is the number of layers.
+        """
+        mult = config.width_mult(*self.fan_in) if self.fan_in else 1.0
+        if self.role is Role.EMBEDDING:
+            return config.init_std
+        if self.role is Role.READ:
+            return config.init_std / math.sqrt(mult)
+        if self.role is Role.WRITE:
+            return config.init_std / math.sqrt(2 * config.num_layers * mult)
+        return 0.0
+
+    def learning_rate_mult(self, config: ModelConfig) -> float:
+        """µP's factor on the learning rate: 1/m for matrices, 1 for everything vector-like."""
+        return 1 / config.width_mult(*self.fan_in) if self.fan_in else 1.0
+
+    def weight_decay_mult(self, config: ModelConfig) -> float:
+        """Factor on the weight decay: m for matrices, so that learning rate times decay is the same at every
+        width under a decoupled AdamW; 0 for norms and biases; 1 for the embedding.
+        """
+        if self.role in (Role.NORM_GAIN, Role.NORM_BIAS, Role.BIAS):
+            return 0.0
+        return config.width_mult(*self.fan_in) if self.fan_in else 1.0
+
+    def stacked(self) -> "Parameter":
+        """The same parameter of all blocks together, the new axis `layers` in front."""
+        return dataclasses.replace(self, axes=(LAYERS, *self.axes))
+
+
+def _read(*outputs: str) -> tuple[Parameter, Parameter]:
+    return Parameter(("embed", *outputs), Role.READ, fan_in=("embed",)), Parameter(outputs, Role.BIAS)
+
+
+def _write(*inputs: str) -> tuple[Parameter, Parameter]:
+    return Parameter((*inputs, "embed"), Role.WRITE, fan_in=inputs), Parameter(("embed",), Role.BIAS)
+
+
+def _with_bias(**matrices: tuple[Parameter, Parameter]) -> dict[str, Parameter]:
+    named = {}
+    for name, (kernel, bias) in matrices.items():
+        named[f"{name}_kernel"], named[f"{name}_bias"] = kernel, bias
+    return named
+
+
+NORM = {
+    "scale": Parameter(("embed",), Role.NORM_GAIN),
+    "bias": Parameter(("embed",), Role.NORM_BIAS),
+}
+ATTENTION = _with_bias(
+    query=_read("heads", "kv"),
+    key=_read("heads", "kv"),
+    value=_read("heads", "kv"),
+    out=_write("heads", "kv"),
+)
+MLP = _with_bias(wi=_read("mlp"), wo=_write("mlp"))
+BLOCK = {"attention_norm": NORM, "attention": ATTENTION, "mlp_norm": NORM, "mlp": MLP}
+EMBEDDING = {"embedding": Parameter(("vocab", "embed"), Role.EMBEDDING)}
+
+
+def table(config: ModelConfig) -> dict[str, Any]:
+    """The rows in the shape of `Decoder(config).init(...)["params"]`, blocks stacked on `layers`."""
+    del config  # every size has the same parameters; successors of the FLM block will not
+    stacked = jax.tree.map(Parameter.stacked, BLOCK, is_leaf=is_parameter)
+    return {"token_embedding": EMBEDDING, LAYERS: stacked, "final_norm": NORM}
+
+
+def is_parameter(node: Any) -> bool:
+    """Whether `node` is a row of the table: the `is_leaf` of maps over `table(config)`."""
+    return isinstance(node, Parameter)
+
+
+def declare(module: nn.Module, rows: Mapping[str, Parameter], config: ModelConfig) -> dict[str, jax.Array]:
+    """Creates on `module` the parameters named in `rows`, with their axes, and returns their values.
+
+    The axis names go to the collection `params_axes`, where t5x reads them.
+    """
+    return {
+        name: param_with_axes(
+            name,
+            _initializer(row, config),
+            row.shape(config),
+            config.param_dtype,
+            axes=row.axes,
+            module=module,
+        )
+        for name, row in rows.items()
+    }
+
+
+def _initializer(row: Parameter, config: ModelConfig) -> initializers.Initializer:
+    std = row.init_std(config)
+    if std:
+        return initializers.normal(std)
+    return initializers.ones if row.role is Role.NORM_GAIN else initializers.zeros

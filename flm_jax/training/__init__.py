@@ -1,0 +1,1 @@
+"""The trainer: state, step, checkpoints, log and loop."""

@@ -1,0 +1,237 @@
+"""Checkpoints: `MODEL_DIR/checkpoint_<step>/`, with `state/` laid out as t5x lays it out, and `metadata/`.
+
+`state/` holds `{target: parameters, state: {step, param_states}}`; `metadata/` is JSON: the model's config,
+the growth record, and what the data was. Orbax writes asynchronously to a temporary name and renames at the
+end, so a directory with the final name is whole.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import flax.serialization
+import jax
+import orbax.checkpoint as ocp
+
+from flm_jax.config import ModelConfig
+from flm_jax.training.state import TrainState
+
+FORMAT = 1
+# What may change between a checkpoint and the run that continues it: neither shapes nor the function.
+_FREE_FIELDS = ("dtype", "remat", "max_length")
+
+
+class CheckpointMismatchError(ValueError):
+    """The checkpoint in `MODEL_DIR` is not of the model, or the data, that this run describes."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Metadata:
+    """What travels beside the arrays.
+
+    Attributes:
+        config: The model.
+        seed: Of the data order, so that a run goes on with the batches it would have seen.
+        batch_size: Sequences a step.
+        mixture: Task to share, as the run was given it.
+        gin_config: What gin was given; empty where the run was described in Python.
+        growth_record: One entry for each growth that led here, oldest first.
+    """
+
+    config: ModelConfig
+    seed: int
+    batch_size: int
+    mixture: Any
+    gin_config: str = ""
+    growth_record: tuple[dict[str, Any], ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {
+            **fields,
+            "format": FORMAT,
+            "config": self.config.to_json(),
+            "growth_record": list(self.growth_record),
+        }
+
+    @staticmethod
+    def from_json(values: dict[str, Any]) -> "Metadata":
+        """The inverse of `to_json`."""
+        if values.get("format") != FORMAT:
+            raise CheckpointMismatchError(
+                f"expected checkpoint metadata of format {FORMAT}, found {values.get('format')!r}: it was written by "
+                "another version of flm_jax"
+            )
+        return Metadata(
+            config=ModelConfig(**values["config"]),
+            seed=values["seed"],
+            batch_size=values["batch_size"],
+            mixture=values["mixture"],
+            gin_config=values["gin_config"],
+            growth_record=tuple(values["growth_record"]),
+        )
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Args:
+        model_dir: The run's directory.
+        to_keep: How many of the newest to keep.
+    """
+
+    def __init__(self, model_dir: Path, to_keep: int = 2) -> None:
+        self._model_dir = Path(model_dir)
+        self._manager = ocp.CheckpointManager(
+            self._model_dir.absolute(),
+            options=ocp.CheckpointManagerOptions(
+                step_prefix="checkpoint", max_to_keep=to_keep, enable_async_checkpointing=True
+            ),
+            item_names=("state", "metadata"),
+        )
+
+    def latest_step(self) -> int | None:
+        """The newest whole checkpoint, None where there is none."""
+        return self._manager.latest_step()
+
+    def save(self, state: TrainState, metadata: Metadata) -> None:
+        """Begins to write `state` under its step; returns once the arrays are copied off the devices.
+
+        Does nothing where that step is saved already.
+        """
+        step = int(state.step)
+        if step == self.latest_step():
+            return
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(_to_tree(state)), metadata=ocp.args.JsonSave(metadata.to_json())
+            ),
+        )
+
+    def metadata(self, step: int) -> Metadata:
+        """What was stored beside the state of `step`."""
+        restored = self._manager.restore(step, args=ocp.args.Composite(metadata=ocp.args.JsonRestore()))
+        return Metadata.from_json(restored["metadata"])
+
+    def restore(self, step: int, like: TrainState, metadata: Metadata) -> TrainState:
+        """The state of `step`, onto the shardings of the abstract state `like`.
+
+        Raises:
+            CheckpointMismatchError: the checkpoint is of another model, batch size, seed or mixture.
+        """
+        self._check(step, metadata)
+        restored = self._manager.restore(
+            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(_to_tree(like)))
+        )
+        return _from_tree(restored["state"], like)
+
+    def wait(self) -> None:
+        """Returns when everything begun is durable."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits, then releases the writer's threads."""
+        self._manager.close()
+
+    def _check(self, step: int, wanted: Metadata) -> None:
+        found = self.metadata(step)
+        differences = [
+            f"{name} (expected {ours!r} from gin ModelConfig.{name}, found {theirs!r})"
+            for name, ours in wanted.config.to_json().items()
+            if name not in _FREE_FIELDS and (theirs := getattr(found.config, name)) != ours
+        ]
+        differences += [
+            f"{name} (expected {getattr(wanted, name)!r} from {macro}, found {getattr(found, name)!r})"
+            for name, macro in (
+                ("seed", "RANDOM_SEED"),
+                ("batch_size", "BATCH_SIZE"),
+                ("mixture", "MIXTURE_OR_TASK_NAME"),
+            )
+            if getattr(wanted, name) != getattr(found, name)
+        ]
+        if differences:
+            raise CheckpointMismatchError(
+                f"{self._model_dir}/checkpoint_{step} is of another run: {'; '.join(differences)}. Restore these "
+                "settings to go on with it, or bind MODEL_DIR to a new directory to begin anew."
+            )
+
+
+def load_params(model_dir: Path, step: int | None = None) -> tuple[ModelConfig, dict[str, Any], int]:
+    """Reads a checkpoint's parameters alone, onto the first device: for generation and evaluation.
+
+    Args:
+        model_dir: A run's directory.
+        step: Which checkpoint; None is the newest.
+
+    Returns:
+        The config, the parameters, and the step.
+
+    Raises:
+        FileNotFoundError: there is no such checkpoint.
+    """
+    directory = Path(model_dir)
+    if not directory.is_dir():
+        raise FileNotFoundError(
+            f"expected a run's directory with checkpoint_<step>/, found no directory at {directory}"
+        )
+    checkpoints = Checkpoints(directory)
+    try:
+        chosen = checkpoints.latest_step() if step is None else step
+        if chosen is None or not (directory / f"checkpoint_{chosen}").is_dir():
+            raise FileNotFoundError(
+                f"expected {directory}/checkpoint_{'<step>' if chosen is None else chosen}, found none; "
+                "`flm train` writes them under MODEL_DIR"
+            )
+        config = checkpoints.metadata(chosen).config
+    finally:
+        checkpoints.close()
+    whole = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        path = directory.absolute() / f"checkpoint_{chosen}" / "state"
+        shapes = reader.metadata(path).item_metadata.tree["target"]
+        item = {
+            "target": jax.tree.map(
+                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole), shapes
+            )
+        }
+        restored = reader.restore(
+            path,
+            args=ocp.args.PyTreeRestore(
+                item, restore_args=ocp.checkpoint_utils.construct_restore_args(item), partial_restore=True
+            ),
+        )
+    return config, restored["target"], chosen
+
+
+def _to_tree(state: TrainState) -> dict[str, Any]:
+    return {
+        "target": state.params,
+        "state": {
+            "step": state.step,
+            "param_states": _without_empty(flax.serialization.to_state_dict(state.opt_state)),
+        },
+    }
+
+
+def _from_tree(tree: dict[str, Any], like: TrainState) -> TrainState:
+    empty = flax.serialization.to_state_dict(like.opt_state)
+    opt_state = flax.serialization.from_state_dict(
+        like.opt_state, _with_empty(tree["state"]["param_states"], empty)
+    )
+    return TrainState(tree["state"]["step"], tree["target"], opt_state)
+
+
+def _without_empty(node: Any) -> Any:
+    """Leaves out the states without content, as t5x does; a tree format has no place for them."""
+    if not isinstance(node, dict):
+        return node
+    kept = {key: _without_empty(child) for key, child in node.items()}
+    return {key: child for key, child in kept.items() if child != {}}
+
+
+def _with_empty(node: Any, like: Any) -> Any:
+    if not isinstance(like, dict):
+        return node
+    return {key: _with_empty(node.get(key, {}), child) for key, child in like.items()}

@@ -1,0 +1,58 @@
+"""The peak rate that utilisation is measured against: a data sheet's for known chips, a matmul's for the rest."""
+
+import time
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+# Dense bfloat16 FLOP/s of one device as JAX counts devices, by a part of its `device_kind`; from the vendors'
+# data sheets. The first match wins.
+_DATA_SHEET = (
+    ("TPU v6", 918e12),
+    ("TPU v5 lite", 197e12),
+    ("TPU v5e", 197e12),
+    ("TPU v5", 459e12),
+    ("TPU v4", 275e12),
+    ("B200", 2250e12),
+    ("H200", 989e12),
+    ("H100 PCIe", 756e12),
+    ("H100", 989e12),
+    ("H800", 989e12),
+    ("A100", 312e12),
+    ("A800", 312e12),
+)
+
+
+class Peak(NamedTuple):
+    """FLOP/s of all devices together, and where the number is from."""
+
+    flops_per_second: float
+    source: str
+
+
+def peak(dtype: str, devices: list[jax.Device]) -> Peak:
+    """Peak matmul rate of `devices`.
+
+    On a CPU the rate is measured with matmuls of `dtype` on the whole machine, whose cores all virtual devices
+    share; on chips it is the data sheet's bfloat16 rate, whatever `dtype` is.
+    """
+    kind = devices[0].device_kind
+    for part, rate in _DATA_SHEET:
+        if part.lower() in kind.lower():
+            return Peak(rate * len(devices), f"{len(devices)} x {kind}, data sheet, bfloat16")
+    count = 1 if devices[0].platform == "cpu" else len(devices)
+    return Peak(measured(dtype) * count, f"{kind}, measured {dtype} matmul")
+
+
+def measured(dtype: str, size: int = 2048, rounds: int = 5) -> float:
+    """FLOP/s of the fastest of some `size` x `size` matmuls on the default device."""
+    x = jnp.ones((size, size), dtype)
+    matmul = jax.jit(jnp.matmul)
+    jax.block_until_ready(matmul(x, x))
+    times = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        jax.block_until_ready(matmul(x, x))
+        times.append(time.perf_counter() - start)
+    return 2 * size**3 / min(times)

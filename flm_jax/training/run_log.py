@@ -1,0 +1,85 @@
+"""What a run says: a line for people, `metrics.jsonl` for programs, TensorBoard event files for both."""
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import tensorboardX
+from tqdm import tqdm
+
+METRICS_FILE = "metrics.jsonl"
+
+
+class RunLog:
+    """Writes scalars and lines of one run; a context manager.
+
+    Args:
+        model_dir: Where `metrics.jsonl` and `tensorboard/` go.
+        step: The step that the run begins or resumes at. What an earlier, killed, run wrote of later steps is
+            taken out, so that each step is there once.
+        total_steps: For the progress bar, which is shown on terminals only.
+    """
+
+    def __init__(self, model_dir: Path, step: int, total_steps: int) -> None:
+        self._path = Path(model_dir) / METRICS_FILE
+        kept = [record for record in read_metrics(model_dir) if record["step"] <= step]
+        _write_atomically(self._path, "".join(json.dumps(record) + "\n" for record in kept))
+        self.evaluated = any(
+            record["step"] == step and any(name.startswith("eval/") for name in record) for record in kept
+        )
+        self._file = self._path.open("a", encoding="utf-8")
+        # tensorboardX warns of steps that it purges, which is just what is meant here.
+        logging.getLogger("tensorboardX").setLevel(logging.ERROR)
+        self._tensorboard = tensorboardX.SummaryWriter(
+            str(Path(model_dir) / "tensorboard"), purge_step=step + 1 if step else None
+        )
+        self._bar = tqdm(
+            total=total_steps, initial=step, unit="step", dynamic_ncols=True, disable=not sys.stderr.isatty()
+        )
+
+    def __enter__(self) -> "RunLog":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._bar.close()
+        self._tensorboard.close()
+        self._file.close()
+
+    def line(self, text: str) -> None:
+        """Prints one line, above the progress bar where there is one."""
+        tqdm.write(text, file=sys.stdout)
+        sys.stdout.flush()
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Records named scalars of a step; names have the form `train/loss`."""
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._tensorboard.add_scalar(name, value, step)
+        self._tensorboard.flush()
+
+    def advance(self) -> None:
+        """Moves the progress bar by one step."""
+        self._bar.update()
+
+
+def read_metrics(model_dir: Path) -> list[dict[str, float]]:
+    """The records of `metrics.jsonl`, in order; none where there is no file.
+
+    A last line that a killed process left unfinished is left out.
+    """
+    path = Path(model_dir) / METRICS_FILE
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines[:-1]]
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)

@@ -1,0 +1,105 @@
+"""One update and one evaluation, as pure functions to be jitted."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from flm_jax.model import Batch, LanguageModel, TokenSums
+from flm_jax.training.state import TrainState
+
+Metrics = dict[str, jax.Array]
+
+
+def skipping_non_finite(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+    """The optimizer that leaves parameters and state alone when a gradient is not finite, and counts it.
+
+    The trainer stops the run after some in a row; the limit here is never reached, because beyond it optax
+    would apply the bad update.
+    """
+    return optax.apply_if_finite(optimizer, max_consecutive_errors=2**31 - 1)
+
+
+def gradients(
+    model: LanguageModel, params: Any, batch: Batch, num_microbatches: int = 1
+) -> tuple[Any, TokenSums]:
+    """Gradient of the mean loss over the batch's tokens, in `num_microbatches` parts, and the batch's sums.
+
+    Every token weighs the same, however the tokens with loss fall into microbatches: the result equals that of
+    the undivided batch up to rounding.
+    """
+    total = jnp.maximum(jnp.sum(batch["decoder_loss_weights"]), 1)
+
+    def share_of_loss(params: Any, part: Batch) -> tuple[jax.Array, TokenSums]:
+        sums = model.token_sums(params, part)
+        return (sums.nll + sums.z_loss) / total.astype(sums.nll.dtype), sums
+
+    one_part = jax.grad(share_of_loss, has_aux=True)
+    if num_microbatches == 1:
+        return one_part(params, batch)
+    # Rows i, i + n, ... form part i, so that each part lies on all devices as the batch does.
+    parts = jax.tree.map(lambda x: x.reshape(-1, num_microbatches, *x.shape[1:]).swapaxes(0, 1), batch)
+
+    def add(carry: Any, part: Batch) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, carry, one_part(params, part)), None
+
+    zeros = jax.tree.map(
+        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
+        jax.eval_shape(one_part, params, jax.tree.map(lambda x: x[0], parts)),
+    )
+    return jax.lax.scan(add, zeros, parts)[0]
+
+
+def train_step(
+    model: LanguageModel, optimizer: optax.GradientTransformation, num_microbatches: int = 1
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """The update `(state, batch) -> (state, metrics)` of one optimizer.
+
+    Args:
+        model: Its loss is minimised.
+        optimizer: Wrapped by `skipping_non_finite`.
+        num_microbatches: Parts into which the batch is divided, to save memory; divides the batch.
+
+    Returns:
+        The function to jit. Its metrics are scalars: `loss` (nats per token), `z_loss`, `accuracy`, `grad_norm`
+        (before clipping), `tokens` (not padding), `skipped` (steps so far), `skipped_in_a_row`.
+    """
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        grads, sums = gradients(model, state.params, batch, num_microbatches)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        weight = jnp.maximum(sums.weight, 1)
+        metrics = {
+            "loss": sums.nll / weight,
+            "z_loss": sums.z_loss / weight,
+            "accuracy": sums.correct / weight,
+            "grad_norm": optax.global_norm(grads),
+            "tokens": jnp.sum(batch["decoder_segment_ids"] > 0),
+            "skipped": opt_state.total_notfinite,
+            "skipped_in_a_row": opt_state.notfinite_count,
+        }
+        return TrainState(state.step + 1, params, opt_state), metrics
+
+    return step
+
+
+def eval_step(model: LanguageModel) -> Callable[[Any, Batch, jax.Array], Metrics]:
+    """Sums over one held-out batch, `(params, batch, piece_bytes) -> {"nll", "correct", "tokens", "bytes"}`.
+
+    `piece_bytes` `[vocab]` are the UTF-8 bytes that each token stands for, so that bits per byte are exact.
+    """
+
+    def step(params: Any, batch: Batch, piece_bytes: jax.Array) -> Metrics:
+        sums = model.token_sums(params, batch)
+        has_loss = batch["decoder_loss_weights"] > 0
+        return {
+            "nll": sums.nll,
+            "correct": sums.correct,
+            "tokens": sums.weight,
+            "bytes": jnp.sum(jnp.where(has_loss, piece_bytes[batch["decoder_target_tokens"]], 0)),
+        }
+
+    return step
