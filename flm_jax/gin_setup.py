@@ -52,7 +52,7 @@ def parse(files: Sequence[str], bindings: Sequence[str], search_paths: Sequence[
         gin.parse_config_files_and_bindings(
             list(files), [_as_gin(binding) for binding in bindings], finalize_config=False
         )
-    except (OSError, ValueError, SyntaxError, AttributeError, ImportError) as error:
+    except (OSError, ValueError, TypeError, SyntaxError, NameError, AttributeError, ImportError) as error:
         raise GinError(_one_paragraph(error) + _parameter_hint(str(error))) from error
     _check_macros()
     gin.finalize()

@@ -17,6 +17,15 @@ from flm_jax.network import Decoder
 
 Batch = Mapping[str, jax.Array]
 
+# The features of a packed batch, each int32 `[batch, length]`, by seqio's names.
+PACKED_FEATURES = (
+    "decoder_input_tokens",
+    "decoder_target_tokens",
+    "decoder_loss_weights",  # 1 where the target counts
+    "decoder_segment_ids",  # from 1 in each row, 0 for padding
+    "decoder_positions",  # from 0 in each segment
+)
+
 
 class TokenSums(NamedTuple):
     """Sums over the tokens of a batch that carry loss; sums, so that batches and microbatches add up exactly."""
@@ -30,9 +39,8 @@ class TokenSums(NamedTuple):
 class LanguageModel:
     """A decoder with its loss.
 
-    Batches have the features of seqio's `DecoderFeatureConverter`, each `[batch, length]`:
-    `decoder_input_tokens`, `decoder_target_tokens`, `decoder_loss_weights` and, packed,
-    `decoder_segment_ids` and `decoder_positions`.
+    Batches have the features of seqio's `DecoderFeatureConverter` (`PACKED_FEATURES`; unpacked, the last two are
+    missing).
 
     Args:
         config: The model's sizes.

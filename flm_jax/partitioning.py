@@ -27,6 +27,7 @@ LOGICAL_AXIS_RULES: tuple[tuple[str, Any], ...] = (
     ("heads", "tensor"),
     ("mlp", "tensor"),
     ("embed", "fsdp"),
+    ("looked_up", "tensor"),  # the columns of the token table while rows are looked up in it
     ("kv", None),
     ("layers", None),
     ("length", None),

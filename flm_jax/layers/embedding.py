@@ -20,10 +20,11 @@ class Embedding(nn.Module):
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """Embeds integer `tokens` `[B, L]`, times `input_mult`: `[B, L, D]`."""
-        # Gathering rows from a table that is split by rows makes XLA rematerialise it whole; gather the
-        # rows of the table first, which it does with one all-gather.
-        table = constrain(self.table.astype(self.config.dtype), None, "embed")
-        return jnp.take(table, tokens, axis=0) * jnp.asarray(self.config.input_mult, table.dtype)
+        # Looking up rows in a table that is split by rows, or as the batch is, makes XLA replicate the result
+        # whole; split by columns over the mesh axis that the batch leaves free, it needs one all-gather.
+        table = constrain(self.table.astype(self.config.dtype), None, "looked_up")
+        x = constrain(jnp.take(table, tokens, axis=0), "batch", "length", "looked_up")
+        return x * jnp.asarray(self.config.input_mult, table.dtype)
 
     def logits(self, x: jax.Array) -> jax.Array:
         """Readout of `x` `[B, L, D]` times `output_mult` over the width multiplier: `[B, L, V]`, at least float32."""

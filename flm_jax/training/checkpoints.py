@@ -5,6 +5,7 @@ the growth record, and what the data was. Orbax writes asynchronously to a tempo
 end, so a directory with the final name is whole.
 """
 
+import contextlib
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import flax.serialization
 import jax
 import orbax.checkpoint as ocp
 
+from flm_jax import parameters
 from flm_jax.config import ModelConfig
 from flm_jax.training.state import TrainState
 
@@ -127,6 +129,20 @@ class Checkpoints:
         )
         return _from_tree(restored["state"], like)
 
+    def restore_params(self, step: int, config: ModelConfig) -> dict[str, Any]:
+        """The parameters of `step` alone, on the first device."""
+        whole = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        shapes = jax.tree.map(
+            lambda row: jax.ShapeDtypeStruct(row.shape(config), config.param_dtype, sharding=whole),
+            parameters.table(config),
+            is_leaf=parameters.is_parameter,
+        )
+        item = {"target": shapes}
+        restore = ocp.args.PyTreeRestore(
+            item, restore_args=ocp.checkpoint_utils.construct_restore_args(item), partial_restore=True
+        )
+        return self._manager.restore(step, args=ocp.args.Composite(state=restore))["state"]["target"]
+
     def wait(self) -> None:
         """Returns when everything begun is durable."""
         self._manager.wait_until_finished()
@@ -176,8 +192,7 @@ def load_params(model_dir: Path, step: int | None = None) -> tuple[ModelConfig, 
         raise FileNotFoundError(
             f"expected a run's directory with checkpoint_<step>/, found no directory at {directory}"
         )
-    checkpoints = Checkpoints(directory)
-    try:
+    with contextlib.closing(Checkpoints(directory)) as checkpoints:
         chosen = checkpoints.latest_step() if step is None else step
         if chosen is None or not (directory / f"checkpoint_{chosen}").is_dir():
             raise FileNotFoundError(
@@ -185,24 +200,7 @@ def load_params(model_dir: Path, step: int | None = None) -> tuple[ModelConfig, 
                 "`flm train` writes them under MODEL_DIR"
             )
         config = checkpoints.metadata(chosen).config
-    finally:
-        checkpoints.close()
-    whole = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-        path = directory.absolute() / f"checkpoint_{chosen}" / "state"
-        shapes = reader.metadata(path).item_metadata.tree["target"]
-        item = {
-            "target": jax.tree.map(
-                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole), shapes
-            )
-        }
-        restored = reader.restore(
-            path,
-            args=ocp.args.PyTreeRestore(
-                item, restore_args=ocp.checkpoint_utils.construct_restore_args(item), partial_restore=True
-            ),
-        )
-    return config, restored["target"], chosen
+        return config, checkpoints.restore_params(chosen, config), chosen
 
 
 def _to_tree(state: TrainState) -> dict[str, Any]:
@@ -228,7 +226,7 @@ def _without_empty(node: Any) -> Any:
     if not isinstance(node, dict):
         return node
     kept = {key: _without_empty(child) for key, child in node.items()}
-    return {key: child for key, child in kept.items() if child != {}}
+    return {key: child for key, child in kept.items() if not (isinstance(child, dict) and not child)}
 
 
 def _with_empty(node: Any, like: Any) -> Any:

@@ -81,5 +81,5 @@ class HeldOutEvaluator:
 
 
 def to_devices(batch: Mapping[str, np.ndarray], sharding: jax.sharding.Sharding) -> dict[str, jax.Array]:
-    """The rows that this process has read, `[batch / processes, length]`, as part of global arrays `[batch, length]`."""
+    """The rows that this process has read, `[batch / processes, length]`, as part of `[batch, length]`."""
     return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}

@@ -19,7 +19,7 @@ import optax
 from jax.sharding import Mesh
 
 from flm_jax import partitioning
-from flm_jax.model import LanguageModel
+from flm_jax.model import PACKED_FEATURES, LanguageModel
 from flm_jax.tasks.reader import Reader
 from flm_jax.training import hardware
 from flm_jax.training.checkpoints import Checkpoints, Metadata
@@ -157,11 +157,9 @@ class _Run:
             gin_config=gin.config_str(),
         )
         self.mesh = mesh
+        self.abstract_state = abstract_state(trainer.model.config, self.optimizer, mesh)
         self.state = self._restore_or_create()
         self.first_step = int(self.state.step)
-        self._train_step = jax.jit(
-            train_step(trainer.model, self.optimizer, trainer.num_microbatches), donate_argnums=0
-        )
         self.held_out = HeldOutEvaluator(
             trainer.model, mesh, list(reader.tasks.values()), trainer.batch_size, trainer.eval_sequences
         )
@@ -173,8 +171,12 @@ class _Run:
         with RunLog(Path(trainer.model_dir), self.first_step, trainer.train_steps) as log:
             self.log = log
             self._introduce()
+            started = time.perf_counter()
+            self._train_step = self._compile()
+            log.line(f"compiled the training step in {time.perf_counter() - started:.1f} s")
             if trainer.eval_period and self.first_step % trainer.eval_period == 0 and not log.evaluated:
                 self._evaluate(self.first_step)
+            self.speed.restart()
             for step, batch in self._batches():
                 if self.stop.received:
                     break
@@ -200,8 +202,6 @@ class _Run:
         self.log.advance()
         self.speed.step(values["tokens"])
         self.window.append(values)
-        if step == self.first_step:
-            self.speed.restart()  # the first step compiles
         if values["skipped_in_a_row"]:
             self.log.line(
                 f"step {done}: gradient not finite, step skipped ({values['skipped_in_a_row']:.0f} in a row, "
@@ -227,8 +227,20 @@ class _Run:
         self.last_step = self.checkpoints.latest_step() or 0
         if not self.last_step:
             return create_state(trainer.model, self.optimizer, self.mesh, trainer.seed)
-        like = abstract_state(trainer.model.config, self.optimizer, self.mesh)
-        return self.checkpoints.restore(self.last_step, like, self.metadata)
+        return self.checkpoints.restore(self.last_step, self.abstract_state, self.metadata)
+
+    def _compile(self) -> Callable[..., Any]:
+        """The training step, compiled once and for all: another shape or layout is an error, not a second program."""
+        trainer = self.trainer
+        rows = jax.ShapeDtypeStruct(
+            (trainer.batch_size, trainer.length), np.int32, sharding=self.batch_sharding
+        )
+        step = jax.jit(
+            train_step(trainer.model, self.optimizer, trainer.num_microbatches),
+            donate_argnums=0,
+            out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state), None),
+        )
+        return step.lower(self.abstract_state, dict.fromkeys(PACKED_FEATURES, rows)).compile()
 
     def _batches(self) -> Iterator[tuple[int, Mapping[str, np.ndarray]]]:
         trainer = self.trainer

@@ -1,0 +1,101 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flm_jax import Decoder
+from flm_jax.generation import Sampling, candidates, choose, empty_cache, generate
+from tests.models import random_params, random_tokens, small_config
+
+CONFIG = small_config()
+DECODER = Decoder(CONFIG)
+
+
+def test_cached_decoding_gives_the_logits_of_the_full_pass() -> None:
+    params, tokens = random_params(CONFIG), random_tokens(CONFIG, 2, 14)
+    full = DECODER.apply({"params": params}, tokens)
+    variables = {"params": params, "cache": empty_cache(DECODER, 2, 14)}
+    for position in range(14):
+        logits, state = DECODER.apply(
+            variables, tokens[:, position : position + 1], decode=True, mutable=["cache"]
+        )
+        variables["cache"] = state["cache"]
+        np.testing.assert_allclose(logits[:, 0], full[:, position], atol=1e-4)
+        assert np.abs(logits[:, 0] - full[:, position]).max() < 1e-5 * np.abs(full).max()
+
+
+def test_prompts_of_different_lengths_go_on_at_their_own_ends() -> None:
+    """Right padding in the prefill leaves nothing behind that a later token can see."""
+    params, tokens = random_params(CONFIG), random_tokens(CONFIG, 3, 12)
+    full = DECODER.apply({"params": params}, tokens)
+    lengths = np.array([3, 7, 5])
+    prompts = np.where(np.arange(7) < lengths[:, None], tokens[:, :7], 9)
+    logits, state = DECODER.apply(
+        {"params": params, "cache": empty_cache(DECODER, 3, 12)},
+        prompts,
+        prefill=True,
+        prefill_lengths=lengths,
+        mutable=["cache"],
+    )
+    for row, length in enumerate(lengths):
+        np.testing.assert_allclose(logits[row, :length], full[row, :length], atol=1e-4)
+    for step in range(5):
+        here = lengths + step
+        logits, state = DECODER.apply(
+            {"params": params, **state}, tokens[np.arange(3), here][:, None], decode=True, mutable=["cache"]
+        )
+        np.testing.assert_allclose(logits[:, 0], full[np.arange(3), here], atol=1e-4)
+
+
+def test_greedy_takes_the_likeliest_token_each_time() -> None:
+    params = random_params(CONFIG)
+    prompts, lengths = np.array([[0, 5, 6, 7], [0, 9, 0, 0]], np.int32), np.array([4, 2])
+    found = generate(DECODER, params, prompts, lengths, 6, jax.random.key(0), eos_id=-1)
+    for row, length in enumerate(lengths):
+        tokens, score = list(prompts[row, :length]), 0.0
+        for _ in range(6):
+            logits = DECODER.apply({"params": params}, np.array([tokens]))[0, -1]
+            tokens.append(int(jnp.argmax(logits)))
+            score += float(jax.nn.log_softmax(logits)[tokens[-1]])
+        assert found.tokens[row].tolist() == tokens[length:]
+        assert float(found.scores[row]) == pytest.approx(score, rel=1e-4)
+
+
+def test_nothing_follows_the_end_of_sequence() -> None:
+    params = random_params(CONFIG)
+    prompts, lengths = np.array([[0, 5, 6, 7]], np.int32), np.array([4])
+    free = generate(DECODER, params, prompts, lengths, 6, jax.random.key(0), eos_id=-1)
+    end = int(free.tokens[0, 2])
+    stopped = generate(DECODER, params, prompts, lengths, 6, jax.random.key(0), eos_id=end)
+    first = free.tokens[0].tolist().index(end)
+    assert stopped.tokens[0].tolist() == [*free.tokens[0, : first + 1].tolist(), *[0] * (5 - first)]
+    assert float(stopped.scores[0]) > float(free.scores[0])
+
+
+@given(st.lists(st.floats(-5, 5), min_size=4, max_size=12), st.integers(1, 6), st.floats(0.05, 0.99))
+def test_top_k_and_top_p_keep_just_the_likeliest(logits: list[float], k: int, p: float) -> None:
+    row = np.unique(np.round(np.float32(logits), 3))
+    kept = np.isfinite(candidates(row[None], Sampling(temperature=1.0, top_k=k))[0])
+    assert kept.sum() == min(k, len(row))
+    assert np.all(row[kept] >= row[~kept].max(initial=-np.inf))
+
+    kept = np.isfinite(candidates(row[None], Sampling(temperature=1.0, top_p=p))[0])
+    probabilities = np.exp(row) / np.exp(row).sum()
+    assert np.all(row[kept] >= row[~kept].max(initial=-np.inf))
+    assert probabilities[kept].sum() >= p - 1e-5
+    assert probabilities[kept].sum() - probabilities[kept].min() < p + 1e-5  # none too many
+
+
+def test_sampling_follows_the_tempered_distribution() -> None:
+    logits = np.log(np.array([[0.6, 0.3, 0.1]], np.float32))
+    draws = choose(np.repeat(logits, 20_000, axis=0), Sampling(temperature=0.5), jax.random.key(0))
+    shares = np.bincount(draws, minlength=3) / 20_000
+    np.testing.assert_allclose(shares, np.array([0.36, 0.09, 0.01]) / 0.46, atol=0.015)
+
+
+@pytest.mark.parametrize("wrong", [{"temperature": -1.0}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.5}])
+def test_bad_sampling_is_refused(wrong: dict) -> None:
+    with pytest.raises(ValueError, match=r"expected Sampling.temperature >= 0"):
+        Sampling(**wrong)

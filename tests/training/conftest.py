@@ -1,0 +1,12 @@
+"""Prepared data for the trainer's tests: made once a session, because it imports TensorFlow."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.prepared_data import make_prepared
+
+
+@pytest.fixture(scope="session")
+def prepared_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_prepared(tmp_path_factory.mktemp("data"), length=64)

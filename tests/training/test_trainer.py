@@ -1,0 +1,215 @@
+"""Whole runs in this process: resuming, skipping, refusing."""
+
+import dataclasses
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from flm_jax import LanguageModel
+from flm_jax.model import TokenSums
+from flm_jax.partitioning import MeshShape
+from flm_jax.training.checkpoints import CheckpointMismatchError, Metadata, load_params
+from flm_jax.training.run_log import read_metrics
+from flm_jax.training.trainer import Outcome, TrainingAbortedError
+from tests.training import runs
+
+
+class Poisoned(LanguageModel):
+    """Its loss is not a number on the batches of some steps, known by their first sequence."""
+
+    def __init__(self, poison: np.ndarray) -> None:
+        super().__init__(runs.CONFIG)
+        self.poison = poison  # [bad batches, length] targets
+
+    def token_sums(self, params: Any, batch: Any) -> TokenSums:
+        sums = super().token_sums(params, batch)
+        bad = jnp.any(jnp.all(batch["decoder_target_tokens"][:, None] == self.poison, axis=-1))
+        return sums._replace(nll=jnp.where(bad, jnp.nan, sums.nll))
+
+
+def first_rows(prepared_dir: Path, steps: list[int]) -> np.ndarray:
+    from flm_jax.tasks.reader import Reader
+
+    reader = Reader(prepared_dir, runs.MIXTURE, {"targets": 64}, seed=0)
+    return np.stack([reader.batch(step * 8, 8)["decoder_target_tokens"][0] for step in steps])
+
+
+def test_stopped_and_continued_equals_uninterrupted(tmp_path: Path, prepared_dir: Path) -> None:
+    assert runs.trainer(tmp_path / "whole", prepared_dir).run() is Outcome.FINISHED
+    assert runs.trainer(tmp_path / "parts", prepared_dir, train_steps=7).run() is Outcome.FINISHED
+    assert runs.trainer(tmp_path / "parts", prepared_dir).run() is Outcome.FINISHED
+    runs.assert_bitwise_equal(runs.stored(tmp_path / "whole", 12), runs.stored(tmp_path / "parts", 12))
+    steps = [record["step"] for record in read_metrics(tmp_path / "parts")]
+    assert steps == list(range(1, 13))
+
+
+def test_a_finished_run_has_nothing_to_do(tmp_path: Path, prepared_dir: Path) -> None:
+    runs.trainer(tmp_path, prepared_dir, train_steps=3).run()
+    before = runs.stored(tmp_path, 3)
+    assert runs.trainer(tmp_path, prepared_dir, train_steps=3).run() is Outcome.FINISHED
+    runs.assert_bitwise_equal(before, runs.stored(tmp_path, 3))
+
+
+def test_seed_changes_the_run(tmp_path: Path, prepared_dir: Path) -> None:
+    losses = []
+    for seed in (0, 0, 1):
+        directory = tmp_path / f"{seed}-{len(losses)}"
+        runs.trainer(directory, prepared_dir, train_steps=3, seed=seed).run()
+        losses.append([record["train/loss"] for record in read_metrics(directory)])
+    assert losses[0] == losses[1]
+    assert losses[0] != losses[2]
+
+
+def test_microbatches_and_meshes_give_the_same_run(tmp_path: Path, prepared_dir: Path) -> None:
+    changes = {
+        "plain": {},
+        "parts": {"num_microbatches": 2, "mesh": MeshShape(4, 1, 2)},
+        "fsdp": {"mesh": MeshShape(2, 4, 1)},
+    }
+    losses = {}
+    for name, change in changes.items():
+        runs.trainer(tmp_path / name, prepared_dir, train_steps=5, **change).run()
+        losses[name] = [record["train/loss"] for record in read_metrics(tmp_path / name)]
+    np.testing.assert_allclose(losses["plain"], losses["parts"], rtol=1e-5)
+    np.testing.assert_allclose(losses["plain"], losses["fsdp"], rtol=1e-5)
+
+
+def test_a_checkpoint_restores_onto_another_mesh(tmp_path: Path, prepared_dir: Path) -> None:
+    runs.trainer(tmp_path, prepared_dir, train_steps=4, mesh=MeshShape(2, 2, 2)).run()
+    before = runs.stored(tmp_path, 4)
+    assert (
+        runs.trainer(tmp_path, prepared_dir, train_steps=4, mesh=MeshShape(8, 1, 1)).run() is Outcome.FINISHED
+    )
+    runs.trainer(tmp_path, prepared_dir, train_steps=5, mesh=MeshShape(8, 1, 1)).run()
+    assert runs.stored(tmp_path, 5).keys() == before.keys()
+
+
+def test_a_bad_batch_is_skipped_and_counted(tmp_path: Path, prepared_dir: Path, capsys: Any) -> None:
+    model = Poisoned(first_rows(prepared_dir, [2, 3, 6]))
+    runs.trainer(
+        tmp_path, prepared_dir, model=model, train_steps=8, checkpoint_period=1, checkpoints_to_keep=9
+    ).run()
+    skipped = {record["step"]: record["train/skipped"] for record in read_metrics(tmp_path)}
+    assert skipped == {1: 0, 2: 0, 3: 1, 4: 2, 5: 2, 6: 2, 7: 3, 8: 3}
+    before, after, later = (runs.stored(tmp_path, step) for step in (2, 4, 5))
+    changed = Counter(before[name].tobytes() != after[name].tobytes() for name in before if "target" in name)
+    assert changed == {False: len([name for name in before if "target" in name])}
+    assert any(after[name].tobytes() != later[name].tobytes() for name in after if "target" in name)
+    assert "step 4: gradient not finite, step skipped (2 in a row, 2 in all)" in capsys.readouterr().out
+
+
+def test_too_many_bad_steps_in_a_row_abort(tmp_path: Path, prepared_dir: Path) -> None:
+    model = Poisoned(first_rows(prepared_dir, [1, 4, 5, 6]))
+    run = runs.trainer(tmp_path, prepared_dir, model=model, checkpoint_period=1, max_skipped_in_a_row=3)
+    with pytest.raises(
+        TrainingAbortedError, match=r"at step 7 .* not finite 3 times in a row .*max_skipped_in_a_row"
+    ):
+        run.run()
+    # The count in a row is in the state: killed and started again, the run gives up at the same step.
+    with pytest.raises(TrainingAbortedError, match="at step 7"):
+        run.run()
+
+
+def test_evaluation_is_per_task_and_exact(tmp_path: Path, prepared_dir: Path) -> None:
+    runs.trainer(tmp_path, prepared_dir, train_steps=4, eval_period=2).run()
+    records = [record for record in read_metrics(tmp_path) if "eval/zh/loss" in record]
+    assert [record["step"] for record in records] == [0, 2, 4]
+    from flm_jax.tasks.reader import PreparedTask, evaluation_batches
+
+    config, params, step = load_params(tmp_path)
+    assert step == 4
+    model, nll, weight, num_bytes = LanguageModel(config), 0.0, 0.0, 0
+    task = PreparedTask(prepared_dir / "zh")
+    for batch in evaluation_batches(task, "validation", 8):
+        sums = model.token_sums(params, batch)
+        nll, weight = nll + float(sums.nll), weight + float(sums.weight)
+        for row, weights in zip(batch["decoder_target_tokens"], batch["decoder_loss_weights"], strict=True):
+            num_bytes += len(task.vocabulary.decode(row[weights > 0]).encode())
+    assert records[-1]["eval/zh/loss"] == pytest.approx(nll / weight, rel=1e-5)
+    assert records[-1]["eval/zh/bits_per_byte"] == pytest.approx(nll / np.log(2) / num_bytes, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"config": dataclasses.replace(runs.CONFIG, d_model=40)}, r"d_model \(expected 40 from gin ModelConfig.d_model, found 24\)"),
+        ({"seed": 1}, r"seed \(expected 1 from RANDOM_SEED, found 0\)"),
+        ({"batch_size": 16}, r"batch_size \(expected 16 from BATCH_SIZE, found 8\)"),
+        ({"mixture": "en"}, r"mixture \(expected 'en' from MIXTURE_OR_TASK_NAME"),
+    ],
+)  # fmt: skip
+def test_a_checkpoint_of_another_run_is_refused(
+    tmp_path: Path, prepared_dir: Path, changes: dict, message: str
+) -> None:
+    runs.trainer(tmp_path, prepared_dir, train_steps=1).run()
+    with pytest.raises(CheckpointMismatchError, match=message):
+        runs.trainer(tmp_path, prepared_dir, **changes).run()
+    assert list(runs.stored(tmp_path, 1))  # nothing was lost
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 12}, r"BATCH_SIZE must be a multiple of .* = 8 x 1 x 1; found 12"),
+        ({"task_feature_lengths": {"targets": 128}}, r"128 tokens, more than ModelConfig.max_length = 64"),
+        ({"task_feature_lengths": {"targets": 32}}, r"expected sequences of 32 tokens, found 64.*TASK_FEATURE_LENGTHS"),
+        ({"train_steps": 0}, "Trainer.train_steps must be at least 1"),
+        ({"config": dataclasses.replace(runs.CONFIG, vocab_size=300)}, "vocab_size = 300 has no rows for all 512 pieces"),
+        ({"mixture": {"en": 1.0, "fr": 1.0}}, "'fr'.*MIXTURE_OR_TASK_NAME"),
+    ],
+)  # fmt: skip
+def test_settings_that_do_not_fit(tmp_path: Path, prepared_dir: Path, changes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        runs.trainer(tmp_path, prepared_dir, **changes).run()
+
+
+def test_missing_data(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"found none in .*PREPARED_DIR.*flm data prepare"):
+        runs.trainer(tmp_path / "run", tmp_path / "nothing").run()
+
+
+def test_half_written_checkpoints_are_not_read(tmp_path: Path, prepared_dir: Path) -> None:
+    runs.trainer(tmp_path, prepared_dir, train_steps=5).run()
+    half = tmp_path / "checkpoint_9"
+    (half / "state").mkdir(parents=True)
+    (half / "state" / "_METADATA").write_text("{}")
+    (tmp_path / "checkpoint_8.orbax-checkpoint-tmp").mkdir()
+    assert load_params(tmp_path)[2] == 5
+    assert runs.trainer(tmp_path, prepared_dir, train_steps=10).run() is Outcome.FINISHED
+    assert load_params(tmp_path)[2] == 10
+
+
+def test_layout_is_t5xs_with_metadata_beside(tmp_path: Path, prepared_dir: Path) -> None:
+    runs.trainer(tmp_path, prepared_dir, train_steps=1).run()
+    names = runs.stored(tmp_path, 1)
+    assert {name.split("]")[0] + "]" for name in names} == {"['target']", "['state']"}
+    assert int(names["['state']['step']"]) == 1
+    assert any(
+        name.startswith("['state']['param_states']") and name.endswith("['mu']['final_norm']['scale']")
+        for name in names
+    )
+    metadata = Metadata(runs.CONFIG, seed=0, batch_size=8, mixture={"en": 1.0}, growth_record=({"step": 3},))
+    assert Metadata.from_json(metadata.to_json()) == metadata
+
+
+def test_nothing_to_load(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="found no directory"):
+        load_params(tmp_path / "nothing")
+    with pytest.raises(FileNotFoundError, match="checkpoint_<step>, found none"):
+        load_params(tmp_path)
+
+
+def test_traces_once(tmp_path: Path, prepared_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    traced = []
+    original = LanguageModel.token_sums
+    monkeypatch.setattr(
+        LanguageModel, "token_sums", lambda self, p, b: (traced.append(1), original(self, p, b))[1]
+    )
+    runs.trainer(tmp_path, prepared_dir, train_steps=6).run()
+    assert len(traced) == 1
+    assert jax.process_count() == 1
