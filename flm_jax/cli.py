@@ -24,7 +24,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         if os.environ.get("FLM_TRACEBACK"):
             raise
-        print(f"flm {options.verb}: error: {error}", file=sys.stderr)
+        verb = " ".join(filter(None, (options.verb, getattr(options, "action", None))))
+        # gin adds lines that say which binding was at work; one mistake is one line here.
+        message = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
+        print(f"flm {verb}: error: {message}", file=sys.stderr)
         return EXIT_USAGE
 
 
@@ -56,6 +59,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     train_tokenizer.add_argument("--field", default="text", help="of the JSON lines that holds the text")
     train_tokenizer.add_argument("--vocab_size", type=int, required=True, help="number of pieces")
+    train_tokenizer.add_argument(
+        "--max_bytes", type=int, default=20_000_000, help="of text to train on, over all inputs"
+    )
     train_tokenizer.add_argument("--out", required=True, help="the model file to write")
 
     generate = _verb(verbs, "generate", _generate, "continue prompts with a checkpoint")
@@ -74,7 +80,8 @@ def _parser() -> argparse.ArgumentParser:
     demo = _verb(verbs, "demo", _demo, "train a small English-Chinese model on text found on this machine")
     demo.add_argument("--out", default="demo_out", help="directory of everything that is made")
     demo.add_argument("--json", help="write the closing table's numbers to this file")
-    _add_gin(demo)
+    demo.set_defaults(takes_gin=True)
+    demo.epilog = "--gin.NAME=value is handed on to `flm train`, e.g. --gin.TRAIN_STEPS=50."
     return parser
 
 
@@ -134,7 +141,13 @@ def _prepare(options: argparse.Namespace) -> int:
 def _train_tokenizer(options: argparse.Namespace) -> int:
     from flm_jax.tasks.vocabulary import train_tokenizer_from_files
 
-    train_tokenizer_from_files(options.input, options.out, vocab_size=options.vocab_size, field=options.field)
+    train_tokenizer_from_files(
+        options.input,
+        options.out,
+        vocab_size=options.vocab_size,
+        field=options.field,
+        max_bytes=options.max_bytes,
+    )
     return 0
 
 
@@ -155,7 +168,11 @@ def _generate(options: argparse.Namespace) -> int:
 
 
 def _demo(options: argparse.Namespace) -> int:
-    from flm_jax.demo import run
+    from flm_jax.demo.run import DemoError, demo
 
-    run.demo(options.out, options.json, options.gin_file, options.gin_bindings)
+    try:
+        demo(options.out, options.json, [f"--gin.{binding}" for binding in options.gin_bindings])
+    except DemoError as error:
+        print(f"flm demo: {error}", file=sys.stderr)
+        return EXIT_FAILED
     return 0

@@ -46,8 +46,10 @@ def parse(files: Sequence[str], bindings: Sequence[str], search_paths: Sequence[
             raise GinError(
                 f"--gin_file={file}: no such file in {looked} (add others with --gin_search_paths)"
             )
-    for directory in directories[1:]:
-        gin.add_config_file_search_path(directory)
+    gin.config._LOCATION_PREFIXES[:] = directories
+    # gin's other reader takes a path for a Python package: it logs an error for each include that lies in a search
+    # path, and fails where a directory of that name is a namespace package, as a user's own gin_configs/ is.
+    gin.config._FILE_READERS[:] = [(open, os.path.isfile)]
     try:
         gin.parse_config_files_and_bindings(
             list(files), [_as_gin(binding) for binding in bindings], finalize_config=False

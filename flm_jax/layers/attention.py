@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from flm_jax.config import ModelConfig, at_least_float32
+from flm_jax.layers.linear import linear
 from flm_jax.layers.xpos import Rotation, rotate
 from flm_jax.parameters import ATTENTION, declare
 from flm_jax.partitioning import constrain
@@ -46,10 +47,12 @@ def attend(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array) 
         `[B, L, H, K]` in the query's dtype.
     """
     wide = at_least_float32(query.dtype)
-    scores = jnp.einsum("BLHK,BSHK->BHLS", query, key, preferred_element_type=wide)
+    # Heads before length: a batch of plain matmuls, where XLA for CPUs is three times faster.
+    query, key, value = (x.swapaxes(1, 2) for x in (query, key, value))
+    scores = jnp.einsum("BHLK,BHSK->BHLS", query, key, preferred_element_type=wide)
     scores = jnp.where(mask, scores * query.shape[-1] ** -0.5, jnp.finfo(wide).min)
     weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-    return jnp.einsum("BHLS,BSHK->BLHK", weights, value)
+    return jnp.einsum("BHLS,BHSK->BHLK", weights, value).swapaxes(1, 2)
 
 
 class Attention(nn.Module):
@@ -74,7 +77,7 @@ class Attention(nn.Module):
         }
 
         def project(name: str) -> jax.Array:
-            heads = jnp.einsum("BLD,DHK->BLHK", x, weight[f"{name}_kernel"]) + weight[f"{name}_bias"]
+            heads = linear(x, weight[f"{name}_kernel"], weight[f"{name}_bias"])
             return constrain(heads, "batch", "length", "heads", "kv")
 
         query = rotate(project("query"), rotation.query_cos, rotation.query_sin)
@@ -86,7 +89,7 @@ class Attention(nn.Module):
             mask = cache_mask(cache_index, x.shape[1], key.shape[1])
         assert mask is not None, "without a cache the mask comes from the caller"
         mixed = attend(query, key, value, mask)
-        return jnp.einsum("BLHK,HKD->BLD", mixed, weight["out_kernel"]) + weight["out_bias"]
+        return linear(mixed, weight["out_kernel"], weight["out_bias"], num_inputs=2)
 
     def _append(self, name: str, new: jax.Array, cache_index: jax.Array) -> jax.Array:
         """Writes `new` `[B, L, H, K]` at each example's `cache_index`; the whole cache `[B, S, H, K]`.

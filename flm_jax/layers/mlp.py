@@ -2,9 +2,9 @@
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from flm_jax.config import ModelConfig
+from flm_jax.layers.linear import linear
 from flm_jax.parameters import MLP, declare
 from flm_jax.partitioning import constrain
 
@@ -18,6 +18,6 @@ class Mlp(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps `x` `[B, L, D]` to `[B, L, D]` through `[B, L, F]`."""
         weight = {name: value.astype(x.dtype) for name, value in declare(self, MLP, self.config).items()}
-        hidden = jnp.einsum("BLD,DF->BLF", x, weight["wi_kernel"]) + weight["wi_bias"]
+        hidden = linear(x, weight["wi_kernel"], weight["wi_bias"])
         hidden = constrain(jax.nn.gelu(hidden, approximate=True), "batch", "length", "mlp")
-        return jnp.einsum("BLF,FD->BLD", hidden, weight["wo_kernel"]) + weight["wo_bias"]
+        return linear(hidden, weight["wo_kernel"], weight["wo_bias"])

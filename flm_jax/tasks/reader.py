@@ -8,7 +8,7 @@ gives the random access, the shuffle of each epoch and the repetition. Nothing h
 import hashlib
 import itertools
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from sys import maxsize
@@ -126,7 +126,7 @@ class Reader:
 
     def prefetch(
         self, first: int, size: int, process_index: int = 0, process_count: int = 1, ahead: int = 2
-    ) -> Iterator[dict[str, np.ndarray]]:
+    ) -> Generator[dict[str, np.ndarray], None, None]:
         """The batches from `first` on, without end, each read by a thread while the ones before are in use.
 
         An error in the thread is raised where its batch is asked for. Close the iterator (`.close()`, or

@@ -19,6 +19,7 @@ from flm_jax.config import ModelConfig
 from flm_jax.training.state import TrainState
 
 FORMAT = 1
+_ITEMS = ("state", "metadata")
 # What may change between a checkpoint and the run that continues it: neither shapes nor the function.
 _FREE_FIELDS = ("dtype", "remat", "max_length")
 
@@ -90,7 +91,7 @@ class Checkpoints:
             options=ocp.CheckpointManagerOptions(
                 step_prefix="checkpoint", max_to_keep=to_keep, enable_async_checkpointing=True
             ),
-            item_names=("state", "metadata"),
+            item_names=_ITEMS,
         )
 
     def latest_step(self) -> int | None:
@@ -113,7 +114,19 @@ class Checkpoints:
         )
 
     def metadata(self, step: int) -> Metadata:
-        """What was stored beside the state of `step`."""
+        """What was stored beside the state of `step`.
+
+        Raises:
+            CheckpointMismatchError: the directory is not whole, or of another format.
+        """
+        directory = self._model_dir / f"checkpoint_{step}"
+        missing = [item for item in _ITEMS if not (directory / item).is_dir()]
+        if missing:
+            raise CheckpointMismatchError(
+                f"expected {directory} to hold {' and '.join(_ITEMS)}, found no {' and no '.join(missing)}: "
+                "flm_jax never leaves it so, but an interrupted copy does. Copy it again, or remove it to go on "
+                "from the checkpoint before it."
+            )
         restored = self._manager.restore(step, args=ocp.args.Composite(metadata=ocp.args.JsonRestore()))
         return Metadata.from_json(restored["metadata"])
 

@@ -2,15 +2,16 @@
 
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 
 from flm_jax import LanguageModel, optimizer
 from flm_jax.partitioning import MeshShape
-from flm_jax.training.checkpoints import Checkpoints
 from flm_jax.training.trainer import Trainer
 from tests.models import small_config
 
@@ -44,21 +45,21 @@ def trainer(model_dir: Path, prepared_dir: Path, **changes: Any) -> Trainer:
     """Twelve steps on one device, no evaluation."""
     config = changes.pop("config", CONFIG)
     schedule = optimizer.warmup_cosine(3e-3, total_steps=100, warmup_steps=2)
-    settings: dict[str, Any] = dict(
-        model=LanguageModel(config),
-        optimizer=optimizer.adamw(config, schedule),
-        learning_rate_fn=schedule,
-        model_dir=str(model_dir),
-        prepared_dir=str(prepared_dir),
-        mixture=MIXTURE,
-        task_feature_lengths={"targets": 64},
-        train_steps=12,
-        batch_size=8,
-        mesh=MeshShape(8, 1, 1),
-        log_period=1,
-        eval_period=0,
-        checkpoint_period=5,
-    )
+    settings: dict[str, Any] = {
+        "model": LanguageModel(config),
+        "optimizer": optimizer.adamw(config, schedule),
+        "learning_rate_fn": schedule,
+        "model_dir": str(model_dir),
+        "prepared_dir": str(prepared_dir),
+        "mixture": MIXTURE,
+        "task_feature_lengths": {"targets": 64},
+        "train_steps": 12,
+        "batch_size": 8,
+        "mesh": MeshShape(8, 1, 1),
+        "log_period": 1,
+        "eval_period": 0,
+        "checkpoint_period": 5,
+    }
     return Trainer(**{**settings, **changes})
 
 
@@ -87,21 +88,10 @@ def finish(process: subprocess.Popen[str], code: int = 0) -> tuple[str, str]:
 
 def stored(model_dir: Path, step: int) -> dict[str, np.ndarray]:
     """Every array of a checkpoint's state by its path: parameters, moments, counters."""
-    import orbax.checkpoint as ocp
-
-    checkpoints = Checkpoints(model_dir)
-    whole = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    try:
-        tree = checkpoints._manager.item_metadata(step)["state"]
-        if tree is None:
-            raise FileNotFoundError(f"no checkpoint {step} in {model_dir}")
-        item = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), dict(tree))
-        state = checkpoints._manager.restore(
-            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(item))
-        )
-    finally:
-        checkpoints.close()
-    leaves = jax.tree_util.tree_flatten_with_path(state["state"])[0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # onto the devices that they were on: meant
+        state = ocp.PyTreeCheckpointer().restore(model_dir.absolute() / f"checkpoint_{step}" / "state")
+    leaves = jax.tree_util.tree_flatten_with_path(state)[0]
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
 
 

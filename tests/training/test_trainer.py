@@ -18,6 +18,9 @@ from flm_jax.training.run_log import read_metrics
 from flm_jax.training.trainer import Outcome, TrainingAbortedError
 from tests.training import runs
 
+wider = dataclasses.replace(runs.CONFIG, d_model=40)
+few_rows = dataclasses.replace(runs.CONFIG, vocab_size=300)
+
 
 class Poisoned(LanguageModel):
     """Its loss is not a number on the batches of some steps, known by their first sequence."""
@@ -29,7 +32,7 @@ class Poisoned(LanguageModel):
     def token_sums(self, params: Any, batch: Any) -> TokenSums:
         sums = super().token_sums(params, batch)
         bad = jnp.any(jnp.all(batch["decoder_target_tokens"][:, None] == self.poison, axis=-1))
-        return sums._replace(nll=jnp.where(bad, jnp.nan, sums.nll))
+        return sums._replace(nll=sums.nll * jnp.where(bad, jnp.nan, 1.0))
 
 
 def first_rows(prepared_dir: Path, steps: list[int]) -> np.ndarray:
@@ -137,7 +140,7 @@ def test_evaluation_is_per_task_and_exact(tmp_path: Path, prepared_dir: Path) ->
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"config": dataclasses.replace(runs.CONFIG, d_model=40)}, r"d_model \(expected 40 from gin ModelConfig.d_model, found 24\)"),
+        ({"config": wider}, r"d_model \(expected 40 from gin ModelConfig.d_model, found 24\)"),
         ({"seed": 1}, r"seed \(expected 1 from RANDOM_SEED, found 0\)"),
         ({"batch_size": 16}, r"batch_size \(expected 16 from BATCH_SIZE, found 8\)"),
         ({"mixture": "en"}, r"mixture \(expected 'en' from MIXTURE_OR_TASK_NAME"),
@@ -159,7 +162,7 @@ def test_a_checkpoint_of_another_run_is_refused(
         ({"task_feature_lengths": {"targets": 128}}, r"128 tokens, more than ModelConfig.max_length = 64"),
         ({"task_feature_lengths": {"targets": 32}}, r"expected sequences of 32 tokens, found 64.*TASK_FEATURE_LENGTHS"),
         ({"train_steps": 0}, "Trainer.train_steps must be at least 1"),
-        ({"config": dataclasses.replace(runs.CONFIG, vocab_size=300)}, "vocab_size = 300 has no rows for all 512 pieces"),
+        ({"config": few_rows}, "vocab_size = 300 has no rows for all 512 pieces"),
         ({"mixture": {"en": 1.0, "fr": 1.0}}, "'fr'.*MIXTURE_OR_TASK_NAME"),
     ],
 )  # fmt: skip
@@ -175,13 +178,20 @@ def test_missing_data(tmp_path: Path) -> None:
 
 def test_half_written_checkpoints_are_not_read(tmp_path: Path, prepared_dir: Path) -> None:
     runs.trainer(tmp_path, prepared_dir, train_steps=5).run()
-    half = tmp_path / "checkpoint_9"
-    (half / "state").mkdir(parents=True)
-    (half / "state" / "_METADATA").write_text("{}")
-    (tmp_path / "checkpoint_8.orbax-checkpoint-tmp").mkdir()
+    # What a killed process leaves: Orbax writes under another name.
+    (tmp_path / "checkpoint_8.orbax-checkpoint-tmp" / "state").mkdir(parents=True)
     assert load_params(tmp_path)[2] == 5
     assert runs.trainer(tmp_path, prepared_dir, train_steps=10).run() is Outcome.FINISHED
     assert load_params(tmp_path)[2] == 10
+
+
+def test_half_copied_checkpoints_are_refused(tmp_path: Path, prepared_dir: Path) -> None:
+    runs.trainer(tmp_path, prepared_dir, train_steps=5).run()
+    (tmp_path / "checkpoint_9" / "state").mkdir(parents=True)
+    with pytest.raises(
+        CheckpointMismatchError, match="checkpoint_9 to hold state and metadata, found no metadata"
+    ):
+        runs.trainer(tmp_path, prepared_dir).run()
 
 
 def test_layout_is_t5xs_with_metadata_beside(tmp_path: Path, prepared_dir: Path) -> None:
