@@ -45,7 +45,7 @@ def peak(dtype: str, devices: list[jax.Device]) -> Peak:
     return Peak(measured(dtype) * count, f"{kind}, measured {dtype} matmul")
 
 
-def measured(dtype: str, size: int = 2048, rounds: int = 5) -> float:
+def measured(dtype: str, size: int = 2048, rounds: int = 12) -> float:
     """FLOP/s of the fastest of some `size` x `size` matmuls on the default device."""
     x = jnp.ones((size, size), dtype)
     matmul = jax.jit(jnp.matmul)
