@@ -17,7 +17,7 @@ setup(
     description="Train large language models in JAX by growing them, as FLM-101B did.",
     long_description=Path("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
-    python_requires=">=3.11",
+    python_requires=">=3.11,<3.14",
     packages=[*find_packages(include=["flm_jax", "flm_jax.*"]), *GIN_PACKAGES],
     package_dir=GIN_PACKAGES,
     package_data={name: ["*.gin"] for name in GIN_PACKAGES},

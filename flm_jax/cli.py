@@ -6,8 +6,10 @@ checkpoint is wrong; 143 a run was stopped by SIGTERM, its state saved: the same
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from flm_jax import __version__, gin_setup
 
@@ -27,7 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         verb = " ".join(filter(None, (options.verb, getattr(options, "action", None))))
         # gin adds lines that say which binding was at work; one mistake is one line here.
         message = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
-        print(f"flm {verb}: error: {message}", file=sys.stderr)
+        message = re.sub(r"(In call to configurable '\S+') \(<.*?>\)", r"(\1)", message)
+        print(f"flm {verb}: error: {message} (FLM_TRACEBACK=1 shows where)", file=sys.stderr)
         return EXIT_USAGE
 
 
@@ -58,9 +61,9 @@ def _parser() -> argparse.ArgumentParser:
         "--input", action="append", required=True, help=".jsonl or .txt, also .gz; repeat for each language"
     )
     train_tokenizer.add_argument("--field", default="text", help="of the JSON lines that holds the text")
-    train_tokenizer.add_argument("--vocab_size", type=int, required=True, help="number of pieces")
+    train_tokenizer.add_argument("--vocab_size", type=_positive, required=True, help="number of pieces")
     train_tokenizer.add_argument(
-        "--max_bytes", type=int, default=20_000_000, help="of text to train on, over all inputs"
+        "--max_bytes", type=_positive, default=20_000_000, help="of text to train on, over all inputs"
     )
     train_tokenizer.add_argument("--out", required=True, help="the model file to write")
 
@@ -71,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     generate.add_argument("--prompt", action="append", required=True, help="repeat for several")
     generate.add_argument("--step", type=int, help="which checkpoint; the newest unless given")
-    generate.add_argument("--max_new_tokens", type=int, default=64)
+    generate.add_argument("--max_new_tokens", type=_positive, default=64)
     generate.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest token")
     generate.add_argument("--top_k", type=int, default=0, help="0 for no limit")
     generate.add_argument("--top_p", type=float, default=0.95)
@@ -83,6 +86,13 @@ def _parser() -> argparse.ArgumentParser:
     demo.set_defaults(takes_gin=True)
     demo.epilog = "--gin.NAME=value is handed on to `flm train`, e.g. --gin.TRAIN_STEPS=50."
     return parser
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected at least 1, found {number}")
+    return number
 
 
 def _verb(verbs: argparse._SubParsersAction, name: str, run: Callable, text: str) -> argparse.ArgumentParser:
@@ -118,14 +128,29 @@ def _train(options: argparse.Namespace) -> int:
 
     from flm_jax.training import trainer
 
+    if not options.gin_file:
+        raise gin_setup.GinError(
+            "nothing says what to train: give --gin_file=gin_configs/models/flm_tiny.gin, a --gin_file with data and "
+            "--gin_file=gin_configs/runs/pretrain.gin (see the README)"
+        )
     _parse_gin(options)
-    run = gin.get_configurable(trainer.Trainer)()
+    run = _built(gin.get_configurable(trainer.Trainer))
     try:
         outcome = run.run()
     except trainer.TrainingAbortedError as error:
         print(f"flm train: {error}", file=sys.stderr)
         return EXIT_FAILED
     return 0 if outcome is trainer.Outcome.FINISHED else EXIT_STOPPED
+
+
+def _built(make: Callable) -> Any:
+    """What gin makes; a value of the wrong type is the configuration's fault, not the program's."""
+    try:
+        return make()
+    except TypeError as error:
+        raise gin_setup.GinError(
+            f"a gin binding is missing or has a value of the wrong type: {error}"
+        ) from error
 
 
 def _prepare(options: argparse.Namespace) -> int:
@@ -157,10 +182,16 @@ def _generate(options: argparse.Namespace) -> int:
     from flm_jax.training.checkpoints import load_params
 
     vocabulary = Vocabulary(options.tokenizer)
-    config, params, _ = load_params(options.model_dir, options.step)
+    metadata, params, _ = load_params(options.model_dir, options.step)
+    if metadata.data["tokenizer"] != vocabulary.sha256:
+        raise ValueError(
+            f"expected the tokenizer with SHA-256 {metadata.data['tokenizer']}, which {options.model_dir} was trained "
+            f"with, found {vocabulary.sha256} in {options.tokenizer}; prepared data holds a copy of the right one "
+            "(PREPARED_DIR/TASK/tokenizer.model)"
+        )
     sampling = generation.Sampling(options.temperature, options.top_k, options.top_p)
     texts = generation.continue_texts(
-        config, params, vocabulary, options.prompt, options.max_new_tokens, sampling, options.seed
+        metadata.config, params, vocabulary, options.prompt, options.max_new_tokens, sampling, options.seed
     )
     for prompt, text in zip(options.prompt, texts, strict=True):
         print(f"{prompt}|{text}")

@@ -11,6 +11,8 @@ PARAMETRIZATIONS = ("mup", "standard")
 
 # The shape of the µP base model at `mup_base_width` d: what every width multiplier compares with.
 _BASE_FFN_RATIO = 4
+# float32 ends at e^88; half of it leaves the product of a query and a key in range.
+_LARGEST_EXPONENT = 40
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,10 +69,25 @@ class ModelConfig:
                 f"ModelConfig.xpos_scale_base must be positive, or None for plain RoPE; "
                 f"found {self.xpos_scale_base!r}"
             )
+        self._check_xpos_range()
         _one_of("remat", self.remat, REMAT_POLICIES)
         _one_of("parametrization", self.parametrization, PARAMETRIZATIONS)
-        _one_of("dtype", self.dtype, ("bfloat16", "float16", "float32", "float64"))
-        _one_of("param_dtype", self.param_dtype, ("bfloat16", "float16", "float32", "float64"))
+        _one_of("dtype", self.dtype, ("bfloat16", "float32", "float64"))
+        _one_of("param_dtype", self.param_dtype, ("bfloat16", "float32", "float64"))
+
+    def _check_xpos_range(self) -> None:
+        """XPos scales by zeta^(n / B); at both ends of a long context that leaves float32's range."""
+        if self.xpos_scale_base is None:
+            return
+        largest = (
+            math.log((1 + self.xpos_gamma) / self.xpos_gamma) * self.max_length / 2 / self.xpos_scale_base
+        )
+        if largest > _LARGEST_EXPONENT:
+            raise ValueError(
+                f"xPos would scale by e^{largest:.0f} at the ends of ModelConfig.max_length = {self.max_length}, "
+                f"expected at most e^{_LARGEST_EXPONENT}. Bind ModelConfig.xpos_scale_base to "
+                f"{math.ceil(self.xpos_scale_base * largest / _LARGEST_EXPONENT)} or more, or to None for plain RoPE."
+            )
 
     def size(self, axis: str) -> int:
         """Length of a named parameter axis: `vocab, embed, heads, kv, mlp` or `layers`."""

@@ -23,7 +23,7 @@ class Sampling:
 
     Attributes:
         temperature: Divides the logits; 0 takes the likeliest token.
-        top_k: Draw among the k likeliest tokens only; 0 for no limit.
+        top_k: Draw among the k likeliest tokens only, and those as likely as the k-th; 0 for no limit.
         top_p: Draw among the likeliest tokens that together hold this probability (nucleus sampling).
     """
 
@@ -168,8 +168,14 @@ def continue_texts(
     """What the model writes behind each of `prompts`, as text; an empty prompt begins a document.
 
     Raises:
-        ValueError: a prompt and its continuation are longer than the model's `max_length`.
+        ValueError: a prompt and its continuation are longer than the model's `max_length`, or the tokenizer has
+            more pieces than the model has rows.
     """
+    if vocabulary.size > config.vocab_size:
+        raise ValueError(
+            f"expected a tokenizer of at most ModelConfig.vocab_size = {config.vocab_size} pieces, found "
+            f"{vocabulary.size}"
+        )
     encoded = [[0, *vocabulary.encode(prompt)] for prompt in prompts]
     longest = max(map(len, encoded))
     if longest + max_new_tokens > config.max_length:

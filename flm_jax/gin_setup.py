@@ -51,12 +51,13 @@ def parse(files: Sequence[str], bindings: Sequence[str], search_paths: Sequence[
     # path, and fails where a directory of that name is a namespace package, as a user's own gin_configs/ is.
     gin.config._FILE_READERS[:] = [(open, os.path.isfile)]
     try:
-        gin.parse_config_files_and_bindings(
-            list(files), [_as_gin(binding) for binding in bindings], finalize_config=False
-        )
+        gin.parse_config_files_and_bindings(list(files), [], finalize_config=False)
+        # A flag that binds a parameter over a file's macro leaves that macro without a use, which is no mistake.
+        _, used_by_files = _macros()
+        gin.parse_config([_as_gin(binding) for binding in bindings])
     except (OSError, ValueError, TypeError, SyntaxError, NameError, AttributeError, ImportError) as error:
         raise GinError(_one_paragraph(error) + _parameter_hint(str(error))) from error
-    _check_macros()
+    _check_macros(used_by_files)
     gin.finalize()
 
 
@@ -74,21 +75,35 @@ def _as_gin(binding: str) -> str:
     return f"{name.strip()} = {value}"
 
 
-def _check_macros() -> None:
-    """Gin accepts a macro that nothing reads, which is what a misspelt one is."""
-    text = re.sub(r"(?m)^\s*#.*$", "", gin.config_str(max_line_length=10**6))
-    code = re.sub(
-        r"'(?:\\.|[^'\\])*'|\"(?:\\.|[^\"\\])*\"", "''", text
-    )  # a % within a string is no reference
+def _macros() -> tuple[set[str], set[str]]:
+    """The macros that are set, and those that are used."""
+    code = _code()
     defined = set(re.findall(r"(?m)^([A-Za-z_]\w*)\s*=", code))
-    used = set(re.findall(r"%([A-Za-z_]\w*)(?![\w.])", code))
-    for name in sorted(defined - used - _SHARED_MACROS):
+    return defined, set(re.findall(r"%([A-Za-z_]\w*)(?![\w.])", code))
+
+
+def _code() -> str:
+    """The configuration without comments and strings: a % within a string is no reference."""
+    text = re.sub(r"(?m)^\s*#.*$", "", gin.config_str(max_line_length=10**6))
+    return re.sub(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*\"""", "''", text)
+
+
+def _check_macros(used_by_files: set[str]) -> None:
+    """Refuses what gin accepts: a macro that nothing reads, which is what a misspelt one is."""
+    defined, used = _macros()
+    for name in sorted(defined - used - used_by_files - _SHARED_MACROS):
         close = difflib.get_close_matches(name, used, n=1)
         hint = f"did you mean {close[0]}?" if close else f"in use are {', '.join(sorted(used))}"
         raise GinError(f"the gin macro {name} is set, but nothing uses it; {hint}")
     for name in sorted(used - defined):
         raise GinError(
             f"the gin macro {name} is used, but not set: give --gin.{name}=value, or a --gin_file that sets it"
+        )
+    code = _code()
+    referenced = set(re.findall(r"@([\w/]+)/[\w.]+", code))
+    for scope in sorted(set(re.findall(r"(?m)^([\w/]+)/[\w.]+\.\w+\s*=", code)) - referenced):
+        raise GinError(
+            f"the gin scope {scope!r} is bound, but nothing refers to it; in use are {', '.join(sorted(referenced))}"
         )
     required = re.search(r"(?m)^([\w./]+)\s*=\s*%gin\.REQUIRED", code)
     if required:

@@ -47,7 +47,9 @@ class LanguageModel:
         vocabulary: Of the data, ours or seqio's; t5x compares it with the task's.
         optimizer_def: Under t5x its `OptimizerDef`; our trainer takes the optimizer by itself.
         z_loss: Coefficient of the squared log normaliser (PaLM, section 5).
-        loss_normalizing_factor: What the summed loss is divided by; None is the number of tokens with loss.
+        loss_normalizing_factor: What the summed loss is divided by; None is the number of tokens with loss, of the
+            whole batch under our trainer. t5x adds up the gradients of microbatches: there a factor is needed as
+            soon as `num_microbatches` is not 1.
         sampling: How `predict_batch` draws.
     """
 
@@ -109,15 +111,18 @@ class LanguageModel:
             weight=jnp.sum(weights),
         )
 
+    def normalizer(self, weight: jax.Array) -> jax.Array:
+        """What the summed loss of `weight` tokens is divided by."""
+        if self._loss_normalizing_factor is None:
+            return jnp.maximum(weight, 1)
+        return jnp.asarray(self._loss_normalizing_factor, weight.dtype)
+
     def loss_fn(
         self, params: Any, batch: Batch, dropout_rng: jax.Array | None = None
     ) -> tuple[jax.Array, dict[str, Any]]:
         """Loss to differentiate (nats per token and z-loss) and metrics, as t5x's trainer wants them."""
         del dropout_rng
         sums = self.token_sums(params, batch)
-        normalizer: Any = self._loss_normalizing_factor
-        if normalizer is None:
-            normalizer = jnp.maximum(sums.weight, 1)
         tokens = jnp.asarray(batch["decoder_target_tokens"].size, sums.weight.dtype)
         metrics = {
             "loss": clu_metrics.Average(total=sums.nll, count=sums.weight),
@@ -125,7 +130,7 @@ class LanguageModel:
             "accuracy": clu_metrics.Average(total=sums.correct, count=sums.weight),
             "non_padding_fraction/loss_weights": clu_metrics.Average(total=sums.weight, count=tokens),
         }
-        return (sums.nll + sums.z_loss) / normalizer, metrics
+        return (sums.nll + sums.z_loss) / self.normalizer(sums.weight), metrics
 
     def eval_fn(self, params: Any, batch: Batch) -> tuple[jax.Array, dict[str, Any]]:
         """`loss_fn`; the model has no dropout to switch off."""
@@ -148,14 +153,13 @@ class LanguageModel:
         )
 
     def predict_batch_with_aux(
-        self, params: Any, batch: Batch, rng: jax.Array | None = None, **unused: Any
+        self, params: Any, batch: Batch, rng: jax.Array | None = None
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Continues each row's prompt: the positions where `decoder_causal_attention` is 1, else the leading 0 alone.
 
         Returns:
             New tokens `[batch, length]`, 0 behind the end, and `{"scores": [batch]}`, their log-probability.
         """
-        del unused
         inputs = batch["decoder_input_tokens"]
         prefix = batch.get("decoder_causal_attention")
         lengths = jnp.ones(inputs.shape[0], jnp.int32) if prefix is None else jnp.sum(prefix, axis=1)
@@ -170,9 +174,7 @@ class LanguageModel:
         )
         return generated.tokens, {"scores": generated.scores}
 
-    def predict_batch(
-        self, params: Any, batch: Batch, rng: jax.Array | None = None, **unused: Any
-    ) -> jax.Array:
+    def predict_batch(self, params: Any, batch: Batch, rng: jax.Array | None = None) -> jax.Array:
         """The tokens of `predict_batch_with_aux`."""
         return self.predict_batch_with_aux(params, batch, rng=rng)[0]
 

@@ -62,13 +62,18 @@ class Decoder(nn.Module):
             Logits `[B, L, V]`, in at least float32.
 
         Raises:
-            ValueError: a bidirectional prefix is asked for, or prefill without lengths.
+            ValueError: a bidirectional prefix, prefill without lengths, or float64 without `JAX_ENABLE_X64`.
         """
         del decoder_target_tokens, max_decode_length, enable_dropout
         if decoder_causal_attention is not None:
             raise ValueError(
                 "the FLM decoder reads prefixes causally: expected decoder_causal_attention=None, found an array "
                 "(under t5x bind DecoderOnlyModel.inputs_bidirectional_attention = False)"
+            )
+        if "float64" in (self.config.dtype, self.config.param_dtype) and not jax.config.jax_enable_x64:
+            raise ValueError(
+                "ModelConfig asks for float64, which JAX would make float32 in silence; set JAX_ENABLE_X64=1, or bind "
+                'ModelConfig.dtype and ModelConfig.param_dtype to "float32"'
             )
         if prefill and prefill_lengths is None:
             raise ValueError("prefill=True needs prefill_lengths [batch], found None")

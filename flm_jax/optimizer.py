@@ -7,6 +7,7 @@ types that t5x and other optax readers know.
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from flm_jax import parameters
@@ -63,30 +64,53 @@ def adamw(
 
 
 def warmup_cosine(peak: float, total_steps: int, warmup_steps: int = 0, final: float = 0.0) -> optax.Schedule:
-    """Linear from 0 to `peak` over `warmup_steps`, then half a cosine down to `final` at `total_steps`."""
+    """Linear from 0 to `peak` over `warmup_steps`, then half a cosine down to `final` at `total_steps`.
+
+    A function of the updates made before: with a warmup the first update, at count 0, has learning rate 0.
+
+    Raises:
+        ValueError: the steps do not fit.
+    """
     _check(total_steps, warmup_steps)
-    return optax.warmup_cosine_decay_schedule(
-        init_value=0.0 if warmup_steps else peak,
-        peak_value=peak,
-        warmup_steps=warmup_steps,
-        decay_steps=total_steps,
-        end_value=final,
+    return _in_full_precision(
+        optax.warmup_cosine_decay_schedule(
+            init_value=0.0 if warmup_steps else peak,
+            peak_value=peak,
+            warmup_steps=warmup_steps,
+            decay_steps=total_steps,
+            end_value=final,
+        )
     )
 
 
 def warmup_stable_decay(
-    peak: float, total_steps: int, warmup_steps: int = 0, decay_steps: int = 0, final: float = 0.0
+    peak: float, total_steps: int, decay_steps: int, warmup_steps: int = 0, final: float = 0.0
 ) -> optax.Schedule:
-    """WSD: linear warmup, `peak` for as long as it lasts, linear down to `final` over the last `decay_steps`."""
+    """WSD: linear warmup, `peak` for as long as it lasts, linear down to `final` over the last `decay_steps`.
+
+    Raises:
+        ValueError: the steps do not fit, or nothing decays.
+    """
+    if decay_steps < 1:
+        raise ValueError(
+            f"WSD decays over its last steps: expected DECAY_STEPS of at least 1, found {decay_steps}"
+        )
     _check(total_steps, warmup_steps + decay_steps)
-    return optax.join_schedules(
-        [
-            optax.linear_schedule(0.0 if warmup_steps else peak, peak, max(warmup_steps, 1)),
-            optax.constant_schedule(peak),
-            optax.linear_schedule(peak, final, max(decay_steps, 1)),
-        ],
-        boundaries=[warmup_steps, total_steps - decay_steps],
+    return _in_full_precision(
+        optax.join_schedules(
+            [
+                optax.linear_schedule(0.0 if warmup_steps else peak, peak, max(warmup_steps, 1)),
+                optax.constant_schedule(peak),
+                optax.linear_schedule(peak, final, decay_steps),
+            ],
+            boundaries=[warmup_steps, total_steps - decay_steps],
+        )
     )
+
+
+def _in_full_precision(schedule: optax.Schedule) -> optax.Schedule:
+    """From an integer count optax's schedules are float32, also where everything else is float64."""
+    return lambda count: schedule(jnp.asarray(count, float))
 
 
 def _check(total_steps: int, ramps: int) -> None:

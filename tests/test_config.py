@@ -76,6 +76,10 @@ def test_flops_follow_the_known_formulas() -> None:
         ({"remat": "some"}, "ModelConfig.remat must be one of none, full.*found 'some'"),
         ({"parametrization": "ntk"}, "ModelConfig.parametrization must be one of mup, standard"),
         ({"norm_epsilon": 0.0}, "ModelConfig.norm_epsilon must be positive"),
+        (
+            {"max_length": 2**17},
+            "xPos would scale by e.160 .*Bind ModelConfig.xpos_scale_base to 2053 or more",
+        ),
         ({"xpos_scale_base": -1.0}, "xpos_scale_base must be positive, or None"),
     ],
 )

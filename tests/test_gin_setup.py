@@ -31,6 +31,11 @@ def test_words_need_no_quotes_within_quotes() -> None:
     assert gin.query_parameter("%MIXTURE_OR_TASK_NAME") == {"en": 1}
 
 
+def test_a_parameter_bound_over_a_files_macro() -> None:
+    gin_setup.parse([TINY, DATA, PRETRAIN], ["MODEL_DIR=x", "TRAIN_STEPS=10", "Trainer.eval_period=7"])
+    assert gin.query_parameter("Trainer.eval_period") == 7
+
+
 def test_found_from_any_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert built().to_json()["d_model"] == 256
@@ -46,6 +51,10 @@ def test_found_from_any_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         (["ModelConfg.d_model=3"], "No configurable matching 'ModelConfg'"),
         (["TRAIN_STEP=10"], "macro TRAIN_STEP is set, but nothing uses it; did you mean TRAIN_STEPS?"),
         (["ModelConfig.d_model=%WIDTH"], "macro WIDTH is used, but not set: give --gin.WIDTH=value"),
+        (
+            ["enn/sources.JsonLines.files=x"],
+            "scope 'enn' is bound, but nothing refers to it; in use are en, instruct, zh",
+        ),
         (["TRAIN_STEPS"], "expected --gin.NAME=value, found --gin.TRAIN_STEPS"),
         ([], "TRAIN_STEPS has no default|MODEL_DIR has no default"),
     ],

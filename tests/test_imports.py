@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 import flm_jax
+from flm_jax import cli
+from tests.prepared_data import make_tokenizer, write_texts
 from tests.training import runs
 from tests.training.conftest import prepared_dir as prepared_dir
 
@@ -34,7 +36,7 @@ def test_the_model_needs_no_tensorflow() -> None:
 
 @pytest.mark.slow
 def test_training_from_prepared_files_and_generating_need_no_tensorflow(
-    tmp_path: Path, prepared_dir: Path
+    tmp_path: Path, prepared_dir: Path, capsys: pytest.CaptureFixture
 ) -> None:
     gin_file = tmp_path / "run.gin"
     gin_file.write_text(runs.GIN)
@@ -50,6 +52,9 @@ def test_training_from_prepared_files_and_generating_need_no_tensorflow(
         f"assert cli.main(['train', *{flags!r}]) == 0\n"
         f"assert cli.main(['generate', *{generate!r}, '--prompt=ka lo', '--max_new_tokens=4']) == 0"
     )
+    other = make_tokenizer(tmp_path, write_texts(tmp_path / "texts", documents=200))
+    assert cli.main(["generate", generate[0], f"--tokenizer={other.path}", "--prompt=a"]) == cli.EXIT_USAGE
+    assert "expected the tokenizer with SHA-256" in capsys.readouterr().err
     assert not found & {"tensorflow", "seqio", "tensorflow_text", "tensorflow_datasets", "torch"}
     assert "orbax" in found  # it did train
 

@@ -5,6 +5,7 @@ import pytest
 
 from flm_jax import Decoder
 from flm_jax.config import REMAT_POLICIES
+from flm_jax.layers.embedding import Embedding
 from tests import reference
 from tests.models import random_params, random_tokens, small_config
 
@@ -21,6 +22,12 @@ def test_float64_is_float64_throughout() -> None:
         for row, logits in zip(tokens, np.asarray(found), strict=True):
             expected = reference.logits(plain, row, config)
             np.testing.assert_allclose(logits, expected, rtol=1e-12, atol=1e-12 * np.abs(expected).max())
+
+
+def test_float64_that_would_be_float32_is_refused() -> None:
+    config = small_config(dtype="float64")
+    with pytest.raises(ValueError, match="set JAX_ENABLE_X64=1"):
+        Decoder(config).apply({"params": random_params(small_config())}, random_tokens(config, 1, 4))
 
 
 def test_float32_close_to_float64() -> None:
@@ -40,6 +47,31 @@ def test_bfloat16_compute_over_float32_parameters() -> None:
     assert narrow.dtype == jnp.float32
     error = np.abs(narrow - wide).max() / np.abs(wide).max()
     assert 1e-4 < error < 0.05  # it is bfloat16, and it is close
+
+
+def test_bfloat16_embedding_gradient_does_not_stall() -> None:
+    """A token that occurs 2,000 times: a bfloat16 sum of as many rows stops growing at about 256 of them."""
+    config = small_config(dtype="bfloat16", max_length=2048, input_mult=1.0)
+    embedding = Embedding(config)
+    tokens = jnp.full((1, 2000), 7)
+    params = embedding.init(jax.random.key(0), tokens)["params"]
+    grads = jax.grad(lambda p: jnp.sum(embedding.apply({"params": p}, tokens).astype(jnp.float32) * 0.01))(
+        params
+    )
+    np.testing.assert_allclose(grads["embedding"][7], 20.0, rtol=0.01)
+
+
+def test_bfloat16_logit_scale_is_not_rounded() -> None:
+    """0.05 in bfloat16 is 0.05005; scaling by it would shift all logits the same way."""
+    config = small_config(dtype="bfloat16", output_mult=0.05 * 24 / 256)
+    assert config.logit_scale == pytest.approx(0.05)
+    embedding = Embedding(config)
+    params = {"embedding": jnp.ones((config.vocab_size, 24))}
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.uniform(1, 2, (1, 400, 24)), jnp.bfloat16)
+    logits = embedding.apply({"params": params}, x, method=Embedding.logits)
+    expected = 0.05 * np.asarray(x, np.float64).sum(-1, keepdims=True)
+    assert abs(np.mean(logits / expected) - 1) < 2e-4
 
 
 def test_packed_document_equals_the_document_alone() -> None:

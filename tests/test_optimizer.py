@@ -68,8 +68,17 @@ def test_warmup_stable_decay() -> None:
     schedule = optimizer.warmup_stable_decay(1.0, total_steps=100, warmup_steps=10, decay_steps=20, final=0.0)
     found = [float(schedule(step)) for step in (0, 5, 10, 50, 80, 90, 100)]
     assert found == pytest.approx([0, 0.5, 1, 1, 1, 0.5, 0])
-    constant = optimizer.warmup_stable_decay(1.0, total_steps=100)
-    assert [float(constant(step)) for step in (0, 50, 99)] == [1, 1, 1]
+    with pytest.raises(ValueError, match="expected DECAY_STEPS of at least 1, found 0"):
+        optimizer.warmup_stable_decay(1.0, total_steps=100, decay_steps=0)
+
+
+def test_schedules_are_float64_where_everything_is() -> None:
+    with jax.enable_x64(True):
+        cosine = optimizer.warmup_cosine(3e-4, total_steps=1000, warmup_steps=7, final=1e-5)
+        expected = 1e-5 + (3e-4 - 1e-5) * (1 + np.cos(np.pi * (37 - 7) / 993)) / 2
+        assert float(cosine(jnp.int32(37))) == pytest.approx(expected, rel=1e-13)
+        wsd = optimizer.warmup_stable_decay(3e-4, total_steps=1000, decay_steps=300, final=1e-5)
+        assert float(wsd(jnp.int32(901))) == pytest.approx(3e-4 + (1e-5 - 3e-4) * 201 / 300, rel=1e-13)
 
 
 def test_schedules_without_room_are_refused() -> None:

@@ -14,9 +14,9 @@ from typing import Any
 from flm_jax.demo import report, text
 from flm_jax.training.checkpoints import load_params
 from flm_jax.training.run_log import read_metrics
+from flm_jax.training.stop import stop_on_sigterm
 
 VOCAB_SIZE = 8_192  # of flm_tiny
-LENGTH = 256  # tokens; gin_configs/data/demo.gin says the same
 TOKENIZER_BYTES = 4_000_000  # of text that the tokenizer learns from
 PROMPTS = ("The function returns", "Python is", "中国", "这本书")
 
@@ -61,12 +61,13 @@ def demo(out: str | Path, json_file: str | Path | None, flags: Sequence[str] = (
     _headline("4/5 training")
     before = _steps(run)
     started = time.monotonic()
-    _flm("train", "--gin_file=gin_configs/runs/demo.gin", *paths, f"--gin.MODEL_DIR={run}", *flags)
+    _flm("train", "--gin_file=gin_configs/runs/demo.gin", *paths, *flags, f"--gin.MODEL_DIR={run}")
     seconds = time.monotonic() - started
 
     _headline("5/5 what came out")
-    config, _, _ = load_params(run)
-    numbers = report.summary(run, config, LENGTH, seconds)
+    metadata, _, _ = load_params(run)
+    numbers = report.summary(run, metadata.config, metadata.data["length"], seconds)
+    numbers["resumed_from_step"] = int(before)
     if before:
         print(f"training went on from step {before:.0f}; its seconds are those of the rest\n")
     _flm(
@@ -90,9 +91,14 @@ def _headline(words: str) -> None:
 
 def _flm(*arguments: str) -> None:
     print(f"$ flm {' '.join(arguments)}", flush=True)
-    done = subprocess.run([sys.executable, "-m", "flm_jax", *arguments], check=False)
-    if done.returncode:
-        raise DemoError(f"`flm {' '.join(arguments[:2])} ...` ended with exit code {done.returncode}")
+    process = subprocess.Popen([sys.executable, "-m", "flm_jax", *arguments])
+    with stop_on_sigterm() as stop:
+        while process.poll() is None:
+            if stop.received:
+                process.terminate()
+            time.sleep(0.2)
+    if process.returncode:
+        raise DemoError(f"`flm {' '.join(arguments[:2])} ...` ended with exit code {process.returncode}")
 
 
 def _steps(run: Path) -> float:

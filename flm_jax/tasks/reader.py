@@ -12,6 +12,7 @@ from collections.abc import Generator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from sys import maxsize
+from typing import Any
 
 import grain
 import numpy as np
@@ -89,10 +90,12 @@ class Reader:
         split: str = TRAIN,
     ) -> None:
         shares = {mixture: 1.0} if isinstance(mixture, str) else dict(sorted(mixture.items()))
-        _check_mixture(Path(prepared_dir), shares)
-        self.tasks = {name: PreparedTask(Path(prepared_dir) / name) for name in shares}
+        prepared_dir = Path(prepared_dir).expanduser()
+        _check_mixture(prepared_dir, shares)
+        self.tasks = {name: PreparedTask(prepared_dir / name) for name in shares}
         self.shares = {name: share / sum(shares.values()) for name, share in shares.items()}
         self.length = sequence_length(length)
+        self._split = split
         for task in self.tasks.values():
             if task.length != self.length:
                 raise ValueError(
@@ -106,6 +109,15 @@ class Reader:
             for name, task in self.tasks.items()
         ]
         self._sequences = grain.MapDataset.select_from_datasets(datasets, Interleave(self._rates(split)))
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What decides the batches beside seed and mixture, as plain JSON: length, tokenizer, each task's files."""
+        digests = {}
+        for name, task in self.tasks.items():
+            files = [file.sha256 for file in task.counts(self._split).files]
+            digests[name] = hashlib.sha256("".join(files).encode()).hexdigest()
+        return {"length": self.length, "tokenizer": self.vocabulary.sha256, "tasks": digests}
 
     def batch(
         self, first: int, size: int, process_index: int = 0, process_count: int = 1

@@ -23,7 +23,7 @@ def encode_record(sequence: PackedSequence) -> bytes:
     if sequence.segment_ids.max(initial=0) > _MAX_SEGMENTS:
         raise ValueError(
             f"expected at most {_MAX_SEGMENTS:,} documents in a sequence, found "
-            f"{sequence.segment_ids.max():,}: prepare with a shorter --length"
+            f"{sequence.segment_ids.max():,}: prepare with shorter TASK_FEATURE_LENGTHS"
         )
     return b"".join(
         (

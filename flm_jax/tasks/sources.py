@@ -41,7 +41,11 @@ class Problems:
         """The problems in words, one place a line; an empty string when there were none."""
         if not self.count:
             return ""
-        head = f"{self.count:,} document{'s' if self.count > 1 else ''} could not be read and were left out:"
+        head = (
+            "1 document could not be read and was left out:"
+            if self.count == 1
+            else f"{self.count:,} documents could not be read and were left out:"
+        )
         more = [f"  ... and {self.count - len(self.places):,} more"] if self.count > len(self.places) else []
         return "\n".join([head, *(f"  {place}" for place in self.places), *more])
 

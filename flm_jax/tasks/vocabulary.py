@@ -52,7 +52,7 @@ class Vocabulary:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path = Path(path).expanduser()
         if not self.path.is_file():
             raise FileNotFoundError(
                 f"expected a sentencepiece model, found no file at {self.path}: change the gin binding "
@@ -72,6 +72,7 @@ class Vocabulary:
         self.size: int = self._processor.get_piece_size()
         self._check_pieces()
         self.piece_bytes = np.array([self._bytes_of(piece) for piece in range(self.size)], np.int32)
+        self._check_exact()
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text, without eos."""
@@ -121,6 +122,16 @@ class Vocabulary:
             raise ValueError(
                 f"expected byte pieces (<0x00> to <0xFF>), found none in {self.path}, so characters it does "
                 "not know would be lost: train one with `flm tokenizer train`"
+            )
+
+    def _check_exact(self) -> None:
+        probe = "  a ｂ\u3000中\n"
+        ids = self.encode(probe)
+        if self.decode(ids) != probe or int(self.piece_bytes[ids].sum()) != len(probe.encode()):
+            raise ValueError(
+                f"expected text to come back as it went in, found {self.decode(ids)!r} for {probe!r} with {self.path}: "
+                "it normalises text, adds a space in front or drops spaces, and bits per byte would be wrong; train "
+                "one with `flm tokenizer train`"
             )
 
     def _bytes_of(self, piece: int) -> int:

@@ -37,6 +37,7 @@ class Metadata:
         seed: Of the data order, so that a run goes on with the batches it would have seen.
         batch_size: Sequences a step.
         mixture: Task to share, as the run was given it.
+        data: What the batches were made of: the reader's `identity`.
         gin_config: What gin was given; empty where the run was described in Python.
         growth_record: One entry for each growth that led here, oldest first.
     """
@@ -45,6 +46,7 @@ class Metadata:
     seed: int
     batch_size: int
     mixture: Any
+    data: dict[str, Any]
     gin_config: str = ""
     growth_record: tuple[dict[str, Any], ...] = ()
 
@@ -71,6 +73,7 @@ class Metadata:
             seed=values["seed"],
             batch_size=values["batch_size"],
             mixture=values["mixture"],
+            data=values["data"],
             gin_config=values["gin_config"],
             growth_record=tuple(values["growth_record"]),
         )
@@ -82,14 +85,19 @@ class Checkpoints:
     Args:
         model_dir: The run's directory.
         to_keep: How many of the newest to keep.
+        read_only: Look on: nothing is written, or cleaned up after a killed run.
     """
 
-    def __init__(self, model_dir: Path, to_keep: int = 2) -> None:
+    def __init__(self, model_dir: Path, to_keep: int = 2, read_only: bool = False) -> None:
         self._model_dir = Path(model_dir)
         self._manager = ocp.CheckpointManager(
             self._model_dir.absolute(),
             options=ocp.CheckpointManagerOptions(
-                step_prefix="checkpoint", max_to_keep=to_keep, enable_async_checkpointing=True
+                step_prefix="checkpoint",
+                max_to_keep=to_keep,
+                enable_async_checkpointing=True,
+                cleanup_tmp_directories=not read_only,
+                read_only=read_only,
             ),
             item_names=_ITEMS,
         )
@@ -180,6 +188,15 @@ class Checkpoints:
             )
             if getattr(wanted, name) != getattr(found, name)
         ]
+        differences += [
+            f"{name} of the prepared data (expected {wanted.data[name]!r} from {macro}, found {found.data[name]!r})"
+            for name, macro in (
+                ("length", "TASK_FEATURE_LENGTHS"),
+                ("tokenizer", "PREPARED_DIR"),
+                ("tasks", "PREPARED_DIR"),
+            )
+            if wanted.data[name] != found.data[name]
+        ]
         if differences:
             raise CheckpointMismatchError(
                 f"{self._model_dir}/checkpoint_{step} is of another run: {'; '.join(differences)}. Restore these "
@@ -187,7 +204,7 @@ class Checkpoints:
             )
 
 
-def load_params(model_dir: Path, step: int | None = None) -> tuple[ModelConfig, dict[str, Any], int]:
+def load_params(model_dir: Path, step: int | None = None) -> tuple[Metadata, dict[str, Any], int]:
     """Reads a checkpoint's parameters alone, onto the first device: for generation and evaluation.
 
     Args:
@@ -195,25 +212,25 @@ def load_params(model_dir: Path, step: int | None = None) -> tuple[ModelConfig, 
         step: Which checkpoint; None is the newest.
 
     Returns:
-        The config, the parameters, and the step.
+        What is stored beside them (the config among it), the parameters, and the step.
 
     Raises:
         FileNotFoundError: there is no such checkpoint.
     """
-    directory = Path(model_dir)
+    directory = Path(model_dir).expanduser()
     if not directory.is_dir():
         raise FileNotFoundError(
             f"expected a run's directory with checkpoint_<step>/, found no directory at {directory}"
         )
-    with contextlib.closing(Checkpoints(directory)) as checkpoints:
+    with contextlib.closing(Checkpoints(directory, read_only=True)) as checkpoints:
         chosen = checkpoints.latest_step() if step is None else step
         if chosen is None or not (directory / f"checkpoint_{chosen}").is_dir():
             raise FileNotFoundError(
                 f"expected {directory}/checkpoint_{'<step>' if chosen is None else chosen}, found none; "
                 "`flm train` writes them under MODEL_DIR"
             )
-        config = checkpoints.metadata(chosen).config
-        return config, checkpoints.restore_params(chosen, config), chosen
+        metadata = checkpoints.metadata(chosen)
+        return metadata, checkpoints.restore_params(chosen, metadata.config), chosen
 
 
 def _to_tree(state: TrainState) -> dict[str, Any]:

@@ -32,6 +32,9 @@ class HeldOutEvaluator:
         tasks: All prepared with the same tokenizer.
         batch_size: Sequences at a time, over all devices.
         max_sequences: Of each task; None for all.
+
+    Attributes:
+        missing: Names of the tasks without a validation split.
     """
 
     def __init__(
@@ -43,6 +46,7 @@ class HeldOutEvaluator:
         max_sequences: int | None = None,
     ) -> None:
         self._tasks = [task for task in tasks if "validation" in task.splits]
+        self.missing = [task.name for task in tasks if "validation" not in task.splits]
         self._batch_size = batch_size
         self._max_sequences = max_sequences
         self._sharding = partitioning.batch_sharding(mesh)
@@ -52,11 +56,27 @@ class HeldOutEvaluator:
             piece_bytes[: task.vocabulary.size] = task.vocabulary.piece_bytes
         self._piece_bytes = jax.numpy.asarray(piece_bytes)
 
-    def __call__(self, params: Any) -> dict[str, HeldOutLoss]:
-        """The loss on each task that has held-out text, by the task's name."""
-        return {task.name: self._one_task(params, task) for task in self._tasks}
+    def __call__(
+        self, params: Any, cancelled: Callable[[], bool] = lambda: False
+    ) -> dict[str, HeldOutLoss] | None:
+        """The loss on each task that has held-out text, by the task's name.
 
-    def _one_task(self, params: Any, task: PreparedTask) -> HeldOutLoss:
+        Args:
+            params: Of the model.
+            cancelled: Asked before each batch.
+
+        Returns:
+            None if it was cancelled.
+        """
+        found = {}
+        for task in self._tasks:
+            loss = self._one_task(params, task, cancelled)
+            if loss is None:
+                return None
+            found[task.name] = loss
+        return found
+
+    def _one_task(self, params: Any, task: PreparedTask, cancelled: Callable[[], bool]) -> HeldOutLoss | None:
         nll = correct = tokens = num_bytes = 0.0
         batches = evaluation_batches(
             task,
@@ -67,6 +87,8 @@ class HeldOutEvaluator:
             process_count=jax.process_count(),
         )
         for batch in batches:
+            if cancelled():
+                return None
             sums = jax.device_get(self._step(params, to_devices(batch, self._sharding), self._piece_bytes))
             nll += float(sums["nll"])
             correct += float(sums["correct"])

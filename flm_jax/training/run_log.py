@@ -26,7 +26,8 @@ class RunLog:
 
     def __init__(self, model_dir: Path, step: int, total_steps: int) -> None:
         self._path = Path(model_dir) / METRICS_FILE
-        kept = [record for record in read_metrics(model_dir) if record["step"] <= step]
+        earlier = read_metrics(model_dir)
+        kept = [record for record in earlier if record["step"] <= step]
         _write_atomically(self._path, "".join(json.dumps(record) + "\n" for record in kept))
         self.evaluated = any(
             record["step"] == step and any(name.startswith("eval/") for name in record) for record in kept
@@ -35,7 +36,7 @@ class RunLog:
         # tensorboardX warns of steps that it purges, which is just what is meant here.
         logging.getLogger("tensorboardX").setLevel(logging.ERROR)
         self._tensorboard = tensorboardX.SummaryWriter(
-            str(Path(model_dir) / "tensorboard"), purge_step=step + 1 if step else None
+            str(Path(model_dir) / "tensorboard"), purge_step=step + 1 if earlier else None
         )
         self._bar = tqdm(
             total=total_steps, initial=step, unit="step", dynamic_ncols=True, disable=not sys.stderr.isatty()
@@ -71,12 +72,23 @@ def read_metrics(model_dir: Path) -> list[dict[str, float]]:
     """The records of `metrics.jsonl`, in order; none where there is no file.
 
     A last line that a killed process left unfinished is left out.
+
+    Raises:
+        ValueError: another line is no JSON.
     """
     path = Path(model_dir) / METRICS_FILE
     if not path.exists():
         return []
     lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1]]
+    records = []
+    for number, line in enumerate(lines[:-1], start=1):
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise ValueError(
+                f"expected a JSON object in line {number} of {path}, found {line[:80]!r}; repair or remove the line"
+            ) from error
+    return records
 
 
 def _write_atomically(path: Path, text: str) -> None:

@@ -1,4 +1,4 @@
-"""Tokens per second, model and hardware FLOPs utilisation, and the time left, between two log lines."""
+"""Tokens per second, model and hardware FLOPs utilisation, between two log lines."""
 
 import contextlib
 import time

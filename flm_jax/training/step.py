@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from flm_jax.config import at_least_float32
 from flm_jax.model import Batch, LanguageModel, TokenSums
 from flm_jax.training.state import TrainState
 
@@ -30,11 +31,13 @@ def gradients(
     Every token weighs the same, however the tokens with loss fall into microbatches: the result equals that of
     the undivided batch up to rounding.
     """
-    total = jnp.maximum(jnp.sum(batch["decoder_loss_weights"]), 1)
+    normalizer = model.normalizer(
+        jnp.sum(batch["decoder_loss_weights"]).astype(at_least_float32(model.config.dtype))
+    )
 
     def share_of_loss(params: Any, part: Batch) -> tuple[jax.Array, TokenSums]:
         sums = model.token_sums(params, part)
-        return (sums.nll + sums.z_loss) / total.astype(sums.nll.dtype), sums
+        return (sums.nll + sums.z_loss) / normalizer, sums
 
     one_part = jax.grad(share_of_loss, has_aux=True)
     if num_microbatches == 1:
@@ -64,11 +67,14 @@ def train_step(
 
     Returns:
         The function to jit. Its metrics are scalars: `loss` (nats per token), `z_loss`, `accuracy`, `grad_norm`
-        (before clipping), `tokens` (not padding), `skipped` (steps so far), `skipped_in_a_row`.
+        (before clipping), `loss_tokens`, `tokens` (not padding), `skipped` (steps so far), `skipped_in_a_row`.
     """
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         grads, sums = gradients(model, state.params, batch, num_microbatches)
+        norm = optax.global_norm(grads)
+        # Finite gradients whose norm overflows would be clipped to zero and pass for a good step.
+        grads = jax.tree.map(lambda grad: jnp.where(jnp.isfinite(norm), grad, jnp.nan), grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         weight = jnp.maximum(sums.weight, 1)
@@ -76,7 +82,8 @@ def train_step(
             "loss": sums.nll / weight,
             "z_loss": sums.z_loss / weight,
             "accuracy": sums.correct / weight,
-            "grad_norm": optax.global_norm(grads),
+            "grad_norm": norm,
+            "loss_tokens": sums.weight,
             "tokens": jnp.sum(batch["decoder_segment_ids"] > 0),
             "skipped": opt_state.total_notfinite,
             "skipped_in_a_row": opt_state.notfinite_count,

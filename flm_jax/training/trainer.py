@@ -5,6 +5,7 @@ The batch of a step is a function of the step, so the state on disk is all there
 
 import contextlib
 import dataclasses
+import difflib
 import enum
 import math
 import time
@@ -20,6 +21,7 @@ from jax.sharding import Mesh
 
 from flm_jax import partitioning
 from flm_jax.model import PACKED_FEATURES, LanguageModel
+from flm_jax.tasks.packing import sequence_length
 from flm_jax.tasks.reader import Reader
 from flm_jax.training import hardware
 from flm_jax.training.checkpoints import Checkpoints, Metadata
@@ -29,6 +31,19 @@ from flm_jax.training.speed import Speedometer
 from flm_jax.training.state import TrainState, abstract_state, create_state
 from flm_jax.training.step import skipping_non_finite, train_step
 from flm_jax.training.stop import StopRequest, stop_on_sigterm
+
+# The whole numbers among a trainer's settings, and the least that each may be.
+_LEAST = {
+    "train_steps": 1,
+    "batch_size": 1,
+    "num_microbatches": 1,
+    "seed": 0,
+    "log_period": 1,
+    "eval_period": 0,
+    "checkpoint_period": 1,
+    "checkpoints_to_keep": 1,
+    "max_skipped_in_a_row": 1,
+}
 
 
 class TrainingAbortedError(RuntimeError):
@@ -74,7 +89,7 @@ class Trainer:
     model_dir: str
     prepared_dir: str
     mixture: str | Mapping[str, float]
-    task_feature_lengths: Mapping[str, int]
+    task_feature_lengths: int | Mapping[str, int]
     train_steps: int
     batch_size: int
     num_microbatches: int = 1
@@ -95,36 +110,51 @@ class Trainer:
             ValueError: the settings do not fit each other, the data or the checkpoint; each says what to bind.
             FileNotFoundError: no prepared data.
         """
+        if jax.process_count() > 1:
+            raise ValueError(
+                f"flm train runs in one process so far, found {jax.process_count()}: start it once, on all devices"
+            )
         mesh = self.mesh.build()
         self._check(mesh)
+        directory = Path(self.model_dir).expanduser()
         reader = Reader(self.prepared_dir, self.mixture, length=self.length, seed=self.seed, split="train")
         self._check_vocabulary(reader)
-        Path(self.model_dir).mkdir(parents=True, exist_ok=True)
+        directory.mkdir(parents=True, exist_ok=True)
         with jax.set_mesh(mesh), partitioning.axis_rules(), stop_on_sigterm() as stop:
-            checkpoints = Checkpoints(Path(self.model_dir), self.checkpoints_to_keep)
+            checkpoints = Checkpoints(directory, self.checkpoints_to_keep)
             try:
-                return _Run(self, mesh, reader, checkpoints, stop).run()
+                return _Run(self, mesh, directory, reader, checkpoints, stop).run()
             finally:
                 checkpoints.close()  # waits: what was begun is durable before the process ends
 
     @property
     def length(self) -> int:
         """Tokens of a packed sequence."""
-        return sum(self.task_feature_lengths.values())
+        return sequence_length(self.task_feature_lengths)
 
     def _check(self, mesh: Mesh) -> None:
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ValueError(
+                    f"Trainer.{name} must be a whole number of at least {least}, found {value!r}"
+                )
+        for name in ("model_dir", "prepared_dir"):
+            if not isinstance(getattr(self, name), str | Path):
+                raise ValueError(f"Trainer.{name} must be a path in quotes, found {getattr(self, name)!r}")
+        if self.eval_sequences is not None and self.eval_sequences < 1:
+            raise ValueError(
+                f"Trainer.eval_sequences must be None or at least 1, found {self.eval_sequences}"
+            )
         parts = mesh.shape["data"] * mesh.shape["fsdp"] * self.num_microbatches
-        if self.batch_size < 1 or self.num_microbatches < 1 or self.batch_size % parts:
+        if self.batch_size % parts:
             raise ValueError(
                 f"BATCH_SIZE must be a multiple of data x fsdp devices x num_microbatches = "
                 f"{mesh.shape['data']} x {mesh.shape['fsdp']} x {self.num_microbatches}; found {self.batch_size}"
             )
-        for name in ("train_steps", "log_period", "checkpoint_period", "max_skipped_in_a_row"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"Trainer.{name} must be at least 1, found {getattr(self, name)}")
         if self.length > self.model.config.max_length:
             raise ValueError(
-                f"TASK_FEATURE_LENGTHS {dict(self.task_feature_lengths)} make sequences of {self.length} tokens, more "
+                f"TASK_FEATURE_LENGTHS {self.task_feature_lengths} make sequences of {self.length} tokens, more "
                 f"than ModelConfig.max_length = {self.model.config.max_length}"
             )
 
@@ -141,9 +171,16 @@ class _Run:
     """The moving parts of `Trainer.run`."""
 
     def __init__(
-        self, trainer: Trainer, mesh: Mesh, reader: Reader, checkpoints: Checkpoints, stop: StopRequest
+        self,
+        trainer: Trainer,
+        mesh: Mesh,
+        directory: Path,
+        reader: Reader,
+        checkpoints: Checkpoints,
+        stop: StopRequest,
     ) -> None:
         self.trainer = trainer
+        self.directory = directory
         self.reader = reader
         self.checkpoints = checkpoints
         self.stop = stop
@@ -154,6 +191,7 @@ class _Run:
             seed=trainer.seed,
             batch_size=trainer.batch_size,
             mixture=trainer.mixture if isinstance(trainer.mixture, str) else dict(trainer.mixture),
+            data=reader.identity,
             gin_config=gin.config_str(),
         )
         self.mesh = mesh
@@ -168,20 +206,24 @@ class _Run:
 
     def run(self) -> Outcome:
         trainer = self.trainer
-        with RunLog(Path(trainer.model_dir), self.first_step, trainer.train_steps) as log:
+        with RunLog(self.directory, self.first_step, trainer.train_steps) as log:
             self.log = log
             self._introduce()
+            for line in self.changed:
+                log.line(f"changed since the checkpoint: {line}")
             started = time.perf_counter()
             self._train_step = self._compile()
             log.line(f"compiled the training step in {time.perf_counter() - started:.1f} s")
-            if trainer.eval_period and self.first_step % trainer.eval_period == 0 and not log.evaluated:
+            if trainer.eval_period and self.held_out.missing:
+                log.line(f"not evaluated, for want of a validation split: {', '.join(self.held_out.missing)}")
+            if self._evaluation_due(self.first_step) and not log.evaluated:
                 self._evaluate(self.first_step)
             self.speed.restart()
             for step, batch in self._batches():
                 if self.stop.received:
                     break
                 self._one_step(step, batch)
-            self._save(self.last_step)
+            self.checkpoints.save(self.state, self.metadata)
             self.checkpoints.wait()
             if self.last_step < trainer.train_steps:
                 log.line(
@@ -216,18 +258,22 @@ class _Run:
                 )
         if done % trainer.log_period == 0 or done == trainer.train_steps:
             self._report(done)
-        if trainer.eval_period and (done % trainer.eval_period == 0 or done == trainer.train_steps):
+        # Saved first: an evaluation may be long, and one that is cut short is made up for by the next start.
+        if done % trainer.checkpoint_period == 0 or done == trainer.train_steps:
+            self.checkpoints.save(self.state, self.metadata)
+        if self._evaluation_due(done):
             self._evaluate(done)
-        if done % trainer.checkpoint_period == 0:
-            self._save(done)
 
     def _restore_or_create(self) -> TrainState:
         trainer = self.trainer
         self.window: list[dict[str, float]] = []
-        self.last_step = self.checkpoints.latest_step() or 0
-        if not self.last_step:
+        self.changed: list[str] = []
+        latest = self.checkpoints.latest_step()
+        self.last_step = latest or 0
+        if latest is None:
             return create_state(trainer.model, self.optimizer, self.mesh, trainer.seed)
-        return self.checkpoints.restore(self.last_step, self.abstract_state, self.metadata)
+        self.changed = _changed_lines(self.checkpoints.metadata(latest).gin_config, self.metadata.gin_config)
+        return self.checkpoints.restore(latest, self.abstract_state, self.metadata)
 
     def _compile(self) -> Callable[..., Any]:
         """The training step, compiled once and for all: another shape or layout is an error, not a second program."""
@@ -254,10 +300,6 @@ class _Run:
         with contextlib.closing(batches):
             yield from zip(steps, batches, strict=False)
 
-    def _save(self, step: int) -> None:
-        if step:
-            self.checkpoints.save(self.state, self.metadata)
-
     def _introduce(self) -> None:
         trainer, config = self.trainer, self.trainer.model.config
         tokens = trainer.batch_size * trainer.length
@@ -269,12 +311,12 @@ class _Run:
         )
 
     def _report(self, step: int) -> None:
-        """Writes the means since the last report; steps weigh by their tokens, skipped ones are left out."""
+        """Writes the means since the last report; steps weigh by their tokens with loss, skipped ones are left out."""
         good = [v for v in self.window if math.isfinite(v["loss"]) and math.isfinite(v["grad_norm"])]
         latest = self.window[-1]
-        tokens = np.array([values["tokens"] for values in good])
+        weights = np.array([max(values["loss_tokens"], 1e-9) for values in good])
         values = {
-            f"train/{name}": float(np.average([v[name] for v in good], weights=tokens)) if good else math.nan
+            f"train/{name}": float(np.average([v[name] for v in good], weights=weights)) if good else math.nan
             for name in ("loss", "z_loss", "accuracy", "grad_norm")
         }
         updates = step - int(latest["skipped"])
@@ -308,19 +350,31 @@ class _Run:
             ]
         return "  ".join(parts)
 
+    def _evaluation_due(self, step: int) -> bool:
+        period = self.trainer.eval_period
+        return bool(period) and (step % period == 0 or step == self.trainer.train_steps)
+
     def _evaluate(self, step: int) -> None:
         """Loss, bits per byte and accuracy on each task's held-out text."""
         with self.speed.paused():
-            for name, found in self.held_out(self.state.params).items():
-                self.log.scalars(
-                    step,
-                    {
-                        f"eval/{name}/loss": found.loss,
-                        f"eval/{name}/bits_per_byte": found.bits_per_byte,
-                        f"eval/{name}/accuracy": found.accuracy,
-                    },
-                )
+            tasks = self.held_out(self.state.params, cancelled=lambda: self.stop.received)
+            if tasks is None:
+                return
+            # One record for all tasks: a run that is killed here has evaluated all of them or none.
+            values = {
+                f"eval/{name}/{measure}": getattr(found, measure)
+                for name, found in tasks.items()
+                for measure in ("loss", "bits_per_byte", "accuracy")
+            }
+            self.log.scalars(step, values)
+            for name, found in tasks.items():
                 self.log.line(
                     f"eval {step:>6}  {name}: loss {found.loss:.4f} nats/token, {found.bits_per_byte:.4f} bits/byte "
                     f"({found.tokens:,} tokens)"
                 )
+
+
+def _changed_lines(before: str, now: str) -> list[str]:
+    """The bindings that differ between two gin configurations: `- ` as it was, `+ ` as it is."""
+    lines = difflib.ndiff(before.splitlines(), now.splitlines())
+    return [line for line in lines if line.startswith(("- ", "+ ")) and "=" in line]

@@ -1,5 +1,6 @@
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import pytest
 
 from flm_jax import LanguageModel, optimizer, partitioning
 from flm_jax.config import ModelConfig
+from flm_jax.model import TokenSums
 from flm_jax.partitioning import MeshShape
 from flm_jax.training.state import abstract_state, create_state
 from flm_jax.training.step import gradients, skipping_non_finite, train_step
@@ -156,3 +158,29 @@ def test_non_finite_gradients_skip_the_step_and_are_counted() -> None:
         np.any(a != b)
         for a, b in zip(jax.tree.leaves(healed.params), jax.tree.leaves(state.params), strict=True)
     )
+
+
+def test_gradients_whose_norm_overflows_are_not_finite() -> None:
+    """Each of 3e19, their squares beyond float32: clipping would make them zeros, a step that looks good."""
+
+    class Steep(LanguageModel):
+        def token_sums(self, params: Any, batch: Any) -> TokenSums:
+            sums = super().token_sums(params, batch)
+            return sums._replace(nll=sums.nll + 3e19 * sums.weight * jnp.sum(params["final_norm"]["scale"]))
+
+    config = small_config()
+    model, mesh = Steep(config), MeshShape(1, 1, 1).build(jax.devices()[:1])
+    tx = skipping_non_finite(optimizer.adamw(config, 1e-2))
+    state = create_state(model, tx, mesh, seed=0)
+    after, metrics = jax.jit(train_step(model, tx))(state, random_batch(config, 2, 8))
+    assert int(metrics["skipped"]) == 1
+    jax.tree.map(np.testing.assert_array_equal, state.params, after.params)
+
+
+def test_the_models_normalizer_is_the_trainers() -> None:
+    config = small_config()
+    params, batch = random_params(config), random_batch(config, 4, 16)
+    plain, sums = gradients(LanguageModel(config), params, batch)
+    fixed, _ = gradients(LanguageModel(config, loss_normalizing_factor=10.0), params, batch)
+    ratio = float(sums.weight) / 10
+    np.testing.assert_allclose(fixed["final_norm"]["scale"], ratio * plain["final_norm"]["scale"], rtol=1e-4)

@@ -1,6 +1,10 @@
 """Whole runs in this process: resuming, skipping, refusing."""
 
 import dataclasses
+import json
+import os
+import shutil
+import signal
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,8 +17,11 @@ import pytest
 from flm_jax import LanguageModel
 from flm_jax.model import TokenSums
 from flm_jax.partitioning import MeshShape
-from flm_jax.training.checkpoints import CheckpointMismatchError, Metadata, load_params
+from flm_jax.training import trainer as trainer_module
+from flm_jax.training.checkpoints import CheckpointMismatchError, Checkpoints, Metadata, load_params
 from flm_jax.training.run_log import read_metrics
+from flm_jax.training.state import abstract_state
+from flm_jax.training.step import skipping_non_finite
 from flm_jax.training.trainer import Outcome, TrainingAbortedError
 from tests.training import runs
 
@@ -51,6 +58,26 @@ def test_stopped_and_continued_equals_uninterrupted(tmp_path: Path, prepared_dir
     assert steps == list(range(1, 13))
 
 
+def test_sigterm_before_the_first_step(
+    tmp_path: Path, prepared_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the step compiles; also an evaluation that is under way is given up."""
+    compile_step = trainer_module._Run._compile
+
+    def interrupted(self: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return compile_step(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer_module._Run, "_compile", interrupted)
+        assert runs.trainer(tmp_path, prepared_dir, eval_period=6).run() is Outcome.STOPPED
+    assert load_params(tmp_path)[2] == 0 and not read_metrics(tmp_path)
+    assert runs.trainer(tmp_path, prepared_dir, eval_period=6).run() is Outcome.FINISHED
+    runs.trainer(tmp_path / "whole", prepared_dir).run()
+    runs.assert_bitwise_equal(runs.stored(tmp_path, 12), runs.stored(tmp_path / "whole", 12))
+    assert [record["step"] for record in read_metrics(tmp_path) if "eval/en/loss" in record] == [0, 6, 12]
+
+
 def test_a_finished_run_has_nothing_to_do(tmp_path: Path, prepared_dir: Path) -> None:
     runs.trainer(tmp_path, prepared_dir, train_steps=3).run()
     before = runs.stored(tmp_path, 3)
@@ -83,13 +110,22 @@ def test_microbatches_and_meshes_give_the_same_run(tmp_path: Path, prepared_dir:
 
 
 def test_a_checkpoint_restores_onto_another_mesh(tmp_path: Path, prepared_dir: Path) -> None:
-    runs.trainer(tmp_path, prepared_dir, train_steps=4, mesh=MeshShape(2, 2, 2)).run()
+    one = runs.trainer(tmp_path, prepared_dir, train_steps=4, mesh=MeshShape(2, 2, 2))
+    one.run()
     before = runs.stored(tmp_path, 4)
-    assert (
-        runs.trainer(tmp_path, prepared_dir, train_steps=4, mesh=MeshShape(8, 1, 1)).run() is Outcome.FINISHED
+    mesh = MeshShape(4, 1, 2).build()
+    like = abstract_state(runs.CONFIG, skipping_non_finite(one.optimizer), mesh)
+    checkpoints = Checkpoints(tmp_path)
+    restored = checkpoints.restore(4, like, checkpoints.metadata(4))
+    checkpoints.close()
+    jax.tree.map(
+        lambda leaf, plan: leaf.sharding.is_equivalent_to(plan.sharding, leaf.ndim) or pytest.fail(),
+        restored,
+        like,
     )
-    runs.trainer(tmp_path, prepared_dir, train_steps=5, mesh=MeshShape(8, 1, 1)).run()
-    assert runs.stored(tmp_path, 5).keys() == before.keys()
+    kernel = restored.params["layers"]["mlp"]["wi_kernel"]
+    assert kernel.addressable_shards[0].data.shape == (2, 24, 20)
+    assert np.asarray(kernel).tobytes() == before["['target']['layers']['mlp']['wi_kernel']"].tobytes()
 
 
 def test_a_bad_batch_is_skipped_and_counted(tmp_path: Path, prepared_dir: Path, capsys: Any) -> None:
@@ -124,9 +160,9 @@ def test_evaluation_is_per_task_and_exact(tmp_path: Path, prepared_dir: Path) ->
     assert [record["step"] for record in records] == [0, 2, 4]
     from flm_jax.tasks.reader import PreparedTask, evaluation_batches
 
-    config, params, step = load_params(tmp_path)
+    metadata, params, step = load_params(tmp_path)
     assert step == 4
-    model, nll, weight, num_bytes = LanguageModel(config), 0.0, 0.0, 0
+    model, nll, weight, num_bytes = LanguageModel(metadata.config), 0.0, 0.0, 0
     task = PreparedTask(prepared_dir / "zh")
     for batch in evaluation_batches(task, "validation", 8):
         sums = model.token_sums(params, batch)
@@ -161,7 +197,7 @@ def test_a_checkpoint_of_another_run_is_refused(
         ({"batch_size": 12}, r"BATCH_SIZE must be a multiple of .* = 8 x 1 x 1; found 12"),
         ({"task_feature_lengths": {"targets": 128}}, r"128 tokens, more than ModelConfig.max_length = 64"),
         ({"task_feature_lengths": {"targets": 32}}, r"expected sequences of 32 tokens, found 64.*TASK_FEATURE_LENGTHS"),
-        ({"train_steps": 0}, "Trainer.train_steps must be at least 1"),
+        ({"train_steps": 0}, "Trainer.train_steps must be a whole number of at least 1, found 0"),
         ({"config": few_rows}, "vocab_size = 300 has no rows for all 512 pieces"),
         ({"mixture": {"en": 1.0, "fr": 1.0}}, "'fr'.*MIXTURE_OR_TASK_NAME"),
     ],
@@ -169,6 +205,30 @@ def test_a_checkpoint_of_another_run_is_refused(
 def test_settings_that_do_not_fit(tmp_path: Path, prepared_dir: Path, changes: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         runs.trainer(tmp_path, prepared_dir, **changes).run()
+
+
+def test_other_data_is_refused(tmp_path: Path, prepared_dir: Path) -> None:
+    """The same mixture by name, but one task's files are others, or the tokenizer is."""
+    runs.trainer(tmp_path / "run", prepared_dir, train_steps=1).run()
+    other = tmp_path / "other"
+    shutil.copytree(prepared_dir, other)
+    manifest = json.loads((other / "zh" / "manifest.json").read_text())
+    manifest["splits"]["train"]["files"][0]["sha256"] = "0" * 64
+    (other / "zh" / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(
+        CheckpointMismatchError, match=r"tasks of the prepared data \(expected .* from PREPARED_DIR"
+    ):
+        runs.trainer(tmp_path / "run", other).run()
+
+
+def test_without_held_out_text_the_run_says_so(tmp_path: Path, prepared_dir: Path, capsys: Any) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(prepared_dir / "en", other / "en")
+    manifest = json.loads((other / "en" / "manifest.json").read_text())
+    del manifest["splits"]["validation"]
+    (other / "en" / "manifest.json").write_text(json.dumps(manifest))
+    runs.trainer(tmp_path / "run", other, mixture="en", eval_period=1, train_steps=1).run()
+    assert "not evaluated, for want of a validation split: en" in capsys.readouterr().out
 
 
 def test_missing_data(tmp_path: Path) -> None:
@@ -203,7 +263,14 @@ def test_layout_is_t5xs_with_metadata_beside(tmp_path: Path, prepared_dir: Path)
         name.startswith("['state']['param_states']") and name.endswith("['mu']['final_norm']['scale']")
         for name in names
     )
-    metadata = Metadata(runs.CONFIG, seed=0, batch_size=8, mixture={"en": 1.0}, growth_record=({"step": 3},))
+    metadata = Metadata(
+        runs.CONFIG,
+        seed=0,
+        batch_size=8,
+        mixture={"en": 1.0},
+        data={"length": 64},
+        growth_record=({"step": 3},),
+    )
     assert Metadata.from_json(metadata.to_json()) == metadata
 
 
