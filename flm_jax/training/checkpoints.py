@@ -85,10 +85,10 @@ class Checkpoints:
     Args:
         model_dir: The run's directory.
         to_keep: How many of the newest to keep.
-        read_only: Look on: nothing is written, or cleaned up after a killed run.
+        clean_up: Remove what killed runs have left half-written; not for somebody else's, perhaps live, run.
     """
 
-    def __init__(self, model_dir: Path, to_keep: int = 2, read_only: bool = False) -> None:
+    def __init__(self, model_dir: Path, to_keep: int = 2, clean_up: bool = True) -> None:
         self._model_dir = Path(model_dir)
         self._manager = ocp.CheckpointManager(
             self._model_dir.absolute(),
@@ -96,8 +96,7 @@ class Checkpoints:
                 step_prefix="checkpoint",
                 max_to_keep=to_keep,
                 enable_async_checkpointing=True,
-                cleanup_tmp_directories=not read_only,
-                read_only=read_only,
+                cleanup_tmp_directories=clean_up,
             ),
             item_names=_ITEMS,
         )
@@ -222,7 +221,7 @@ def load_params(model_dir: Path, step: int | None = None) -> tuple[Metadata, dic
         raise FileNotFoundError(
             f"expected a run's directory with checkpoint_<step>/, found no directory at {directory}"
         )
-    with contextlib.closing(Checkpoints(directory, read_only=True)) as checkpoints:
+    with contextlib.closing(Checkpoints(directory, clean_up=False)) as checkpoints:
         chosen = checkpoints.latest_step() if step is None else step
         if chosen is None or not (directory / f"checkpoint_{chosen}").is_dir():
             raise FileNotFoundError(
