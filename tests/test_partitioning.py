@@ -68,6 +68,8 @@ def test_constraints_reach_the_program() -> None:
     for wanted in (
         r'\[\{"data", "fsdp"\}, \{\}, \{"tensor"\}, \{\}\].*4x8x4x8',  # heads
         r'\[\{"data", "fsdp"\}, \{\}, \{"tensor"\}\].*4x8x40',  # FFN units
+        r'\[\{\}, \{"tensor"\}\].*96x24',  # the table while rows are looked up in it
+        r'\[\{"data", "fsdp"\}, \{\}, \{"tensor"\}\].*4x8x24',  # the rows
         r'\[\{"data", "fsdp"\}, \{\}, \{\}\].*4x8x24',  # the residual stream
         r'\[\{"data", "fsdp"\}, \{\}, \{"tensor"\}\].*4x8x96',  # logits
     ):

@@ -1,4 +1,5 @@
 import dataclasses
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -184,3 +185,19 @@ def test_the_models_normalizer_is_the_trainers() -> None:
     fixed, _ = gradients(LanguageModel(config, loss_normalizing_factor=10.0), params, batch)
     ratio = float(sums.weight) / 10
     np.testing.assert_allclose(fixed["final_norm"]["scale"], ratio * plain["final_norm"]["scale"], rtol=1e-4)
+
+
+def test_a_float64_step_has_no_float32_in_it() -> None:
+    """Forward, backward, clipping, AdamW and the schedule: every number of the traced step is float64."""
+    with jax.enable_x64(True):
+        config = small_config(dtype="float64", param_dtype="float64", remat="dots")
+        model = LanguageModel(config)
+        schedule = optimizer.warmup_cosine(3e-3, total_steps=100, warmup_steps=10)
+        tx = skipping_non_finite(optimizer.adamw(config, schedule))
+        state = create_state(model, tx, MeshShape(1, 1, 1).build(jax.devices()[:1]), seed=0)
+        traced = str(
+            jax.make_jaxpr(train_step(model, tx, num_microbatches=2))(state, random_batch(config, 4, 16))
+        )
+        assert "f64[" in traced
+        narrow = sorted(set(re.findall(r"\b(?:f32|bf16|f16)\[[^\n]*", traced)))
+        assert not narrow, narrow
