@@ -4,6 +4,7 @@ A corpus has empty inputs, so that the loss is on every token; instruction data 
 only. Both become real `seqio.Task`s. TensorFlow is imported by `seqio_task`, not before.
 """
 
+import abc
 import string
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ _registered: dict[str, Any] = {}
 
 
 @dataclass(frozen=True)
-class _Task:
+class _Task(abc.ABC):
     """A named source.
 
     Attributes:
@@ -44,9 +45,9 @@ class _Task:
                 f"`{type(self.source).__name__}.fields`"
             )
 
+    @abc.abstractmethod
     def inputs(self, document: dict[str, str]) -> str:
         """The text that the model is given and not trained on."""
-        raise NotImplementedError
 
     def texts(self, split: str, problems: Problems) -> Iterator[dict[str, str]]:
         """The documents of a split as `{"inputs": text, "targets": text}`."""

@@ -7,6 +7,7 @@ place; nothing is dropped in silence. A source is a frozen dataclass, so that gi
     >>> JsonLines("en/*.jsonl.gz", fields={"targets": "text"}, validation_every=100)
 """
 
+import abc
 import glob
 import gzip
 import json
@@ -72,7 +73,7 @@ Files = str | Sequence[str]
 
 
 @dataclass(frozen=True)
-class _FileSource:
+class _FileSource(abc.ABC):
     """Documents in local files; the validation split has files of its own or is held out of training."""
 
     files: Files | Mapping[str, Files]
@@ -149,8 +150,9 @@ class _FileSource:
         for path in self.paths(split):
             yield from self._documents(path, problems)
 
+    @abc.abstractmethod
     def _documents(self, path: str, problems: Problems) -> Iterator[dict[str, str]]:
-        raise NotImplementedError
+        """The documents of one file."""
 
 
 @dataclass(frozen=True)
