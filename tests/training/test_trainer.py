@@ -194,7 +194,7 @@ def test_a_checkpoint_of_another_run_is_refused(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"batch_size": 12}, r"BATCH_SIZE must be a multiple of .* = 8 x 1 x 1; found 12"),
+        ({"batch_size": 12, "mesh": MeshShape(8, 1, 1)}, r"BATCH_SIZE must be a multiple of .* = 8 x 1 x 1; found 12"),
         ({"task_feature_lengths": {"targets": 128}}, r"128 tokens, more than ModelConfig.max_length = 64"),
         ({"task_feature_lengths": {"targets": 32}}, r"expected sequences of 32 tokens, found 64.*TASK_FEATURE_LENGTHS"),
         ({"train_steps": 0}, "Trainer.train_steps must be a whole number of at least 1, found 0"),
