@@ -119,7 +119,8 @@ class _FileSource(abc.ABC):
             if not found:
                 raise FileNotFoundError(
                     f"expected at least one file for the split {split!r}, found none that matches "
-                    f"{pattern!r} (in {os.getcwd()}): change the gin binding `{type(self).__name__}.files`"
+                    f"{pattern!r} (in {os.getcwd()}): change the gin binding `{type(self).__name__}.files`, or "
+                    "the macro that feeds it (FILES, EN_FILES, ...)"
                 )
             paths += found
         return list(dict.fromkeys(paths))
@@ -265,14 +266,20 @@ class Tfds:
         import tensorflow_datasets as tfds
 
         _check_split(split, self.splits)
-        examples = tfds.load(
-            self.name,
-            split=self.splits[split],
-            data_dir=self.data_dir,
-            shuffle_files=False,
-            download=False,
-            read_config=tfds.ReadConfig(interleave_cycle_length=1),
-        )
+        try:
+            examples = tfds.load(
+                self.name,
+                split=self.splits[split],
+                data_dir=self.data_dir,
+                shuffle_files=False,
+                download=False,
+                read_config=tfds.ReadConfig(interleave_cycle_length=1),
+            )
+        except AssertionError as error:  # how TFDS says that a data set was never built
+            raise FileNotFoundError(
+                f"expected the TFDS data set {self.name!r} to be on disk, found none: {error} Build it first, "
+                "or change the gin bindings `Tfds.name` and `Tfds.data_dir`"
+            ) from error
         for number, example in enumerate(tfds.as_numpy(examples)):
             try:
                 strings = {

@@ -211,9 +211,15 @@ class _Run:
             self._introduce()
             for line in self.changed:
                 log.line(f"changed since the checkpoint: {line}")
-            started = time.perf_counter()
-            self._train_step = self._compile()
-            log.line(f"compiled the training step in {time.perf_counter() - started:.1f} s")
+            if self.first_step >= trainer.train_steps:
+                log.line(
+                    f"nothing to train: the checkpoint is at step {self.first_step}, "
+                    f"TRAIN_STEPS is {trainer.train_steps}"
+                )
+            else:
+                started = time.perf_counter()
+                self._train_step = self._compile()
+                log.line(f"compiled the training step in {time.perf_counter() - started:.1f} s")
             if trainer.eval_period and self.held_out.missing:
                 log.line(f"not evaluated, for want of a validation split: {', '.join(self.held_out.missing)}")
             if self._evaluation_due(self.first_step) and not log.evaluated:

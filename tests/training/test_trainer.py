@@ -78,11 +78,15 @@ def test_sigterm_before_the_first_step(
     assert [record["step"] for record in read_metrics(tmp_path) if "eval/en/loss" in record] == [0, 6, 12]
 
 
-def test_a_finished_run_has_nothing_to_do(tmp_path: Path, prepared_dir: Path) -> None:
+def test_a_finished_run_has_nothing_to_do(tmp_path: Path, prepared_dir: Path, capsys: Any) -> None:
     runs.trainer(tmp_path, prepared_dir, train_steps=3).run()
     before = runs.stored(tmp_path, 3)
     assert runs.trainer(tmp_path, prepared_dir, train_steps=3).run() is Outcome.FINISHED
     runs.assert_bitwise_equal(before, runs.stored(tmp_path, 3))
+    assert "nothing to train: the checkpoint is at step 3, TRAIN_STEPS is 3" in capsys.readouterr().out
+    assert runs.trainer(tmp_path, prepared_dir, train_steps=2).run() is Outcome.FINISHED
+    printed = capsys.readouterr().out
+    assert "the checkpoint is at step 3, TRAIN_STEPS is 2" in printed and "compiled" not in printed
 
 
 def test_seed_changes_the_run(tmp_path: Path, prepared_dir: Path) -> None:
