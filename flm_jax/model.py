@@ -4,6 +4,7 @@ t5x's model contract is met without importing t5x: bound to its macro `MODEL`, a
 evaluates and infers there, and the same object trains under our own trainer.
 """
 
+import copy
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from clu import metrics as clu_metrics
 
 from flm_jax.config import ModelConfig
 from flm_jax.generation import Sampling, generate
+from flm_jax.layers.growth_mask import GrowthMask
 from flm_jax.network import Decoder
 
 Batch = Mapping[str, jax.Array]
@@ -88,18 +90,31 @@ class LanguageModel:
         del input_types
         return self.module.init(rng, jnp.ones(input_shapes["decoder_input_tokens"], jnp.int32))
 
-    def logits(self, params: Any, batch: Batch) -> jax.Array:
+    def with_config(self, config: ModelConfig) -> "LanguageModel":
+        """The same loss and sampling around a decoder of other sizes."""
+        other = copy.copy(self)
+        other.config, other.module = config, Decoder(config)
+        return other
+
+    def logits(self, params: Any, batch: Batch, growth: GrowthMask | None = None) -> jax.Array:
         """Next-token logits `[batch, length, vocab]` of a batch, documents kept apart."""
         return self.module.apply(
             {"params": params},
             batch["decoder_input_tokens"],
             decoder_segment_ids=batch.get("decoder_segment_ids"),
             decoder_positions=batch.get("decoder_positions"),
+            growth=growth,
         )
 
-    def token_sums(self, params: Any, batch: Batch) -> TokenSums:
-        """Loss and accuracy, summed over the tokens of `batch` whose `decoder_loss_weights` are not 0."""
-        logits = self.logits(params, batch)
+    def token_sums(self, params: Any, batch: Batch, growth: GrowthMask | None = None) -> TokenSums:
+        """Loss and accuracy, summed over the tokens of `batch` whose `decoder_loss_weights` are not 0.
+
+        `growth` hides what a growth has added while its mask ramps.
+        """
+        return self.sums_of(self.logits(params, batch, growth), batch)
+
+    def sums_of(self, logits: jax.Array, batch: Batch) -> TokenSums:
+        """`token_sums` from the logits `[batch, length, vocab]`."""
         weights = batch["decoder_loss_weights"].astype(logits.dtype)
         target_logit, log_normalizer = _target_logit(logits, batch["decoder_target_tokens"])
         # The softmax has taken the maximum already; an argmax beside it would cost a tenth of a small model's step.

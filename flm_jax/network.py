@@ -11,9 +11,10 @@ from flm_jax.config import ModelConfig
 from flm_jax.layers.attention import causal_mask
 from flm_jax.layers.block import Block
 from flm_jax.layers.embedding import Embedding
+from flm_jax.layers.growth_mask import GrowthMask
 from flm_jax.layers.norm import LayerNorm
 from flm_jax.layers.xpos import rotation
-from flm_jax.parameters import LAYERS
+from flm_jax.parameters import FINAL_NORM, LAYERS
 from flm_jax.partitioning import constrain
 
 _REMAT_POLICIES = {
@@ -42,6 +43,7 @@ class Decoder(nn.Module):
         prefill_lengths: jax.Array | None = None,
         max_decode_length: int | None = None,
         enable_dropout: bool = False,
+        growth: GrowthMask | None = None,
     ) -> jax.Array:
         """Scores the next token at every position. The names are those by which t5x calls a decoder.
 
@@ -57,6 +59,7 @@ class Decoder(nn.Module):
             prefill_lengths: `[B]`, the prompts' lengths; the cache goes on from there.
             max_decode_length: Ignored: the cache has the length that it was initialised with.
             enable_dropout: Ignored: the model has no dropout.
+            growth: What hides the new entries of a growth while its mask ramps: `GrowthPlan.mask(value)`.
 
         Returns:
             Logits `[B, L, V]`, in at least float32.
@@ -90,8 +93,9 @@ class Decoder(nn.Module):
         embedding = Embedding(self.config, name="token_embedding")
         x = constrain(embedding(tokens), "batch", "length", "embed")
         blocks = _scanned(self.config)(self.config, name=LAYERS)
-        x, _ = blocks(x, rotation(positions, self.config), mask, cache_index)
-        x = LayerNorm(self.config, name="final_norm")(x)
+        growth = GrowthMask() if growth is None else growth
+        x, _ = blocks(x, rotation(positions, self.config), mask, cache_index, growth, growth.layers)
+        x = LayerNorm(self.config, FINAL_NORM, name="final_norm")(x, growth.embed)
         return constrain(embedding.logits(x), "batch", "length", "vocab")
 
     def _advance(self, tokens: jax.Array, prefill_lengths: jax.Array | None) -> jax.Array:
@@ -115,7 +119,7 @@ def _scanned(config: ModelConfig) -> Any:
         block,
         variable_axes={"params": 0, "cache": 0},
         split_rngs={"params": True},
-        in_axes=(nn.broadcast, nn.broadcast, nn.broadcast),
+        in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast, 0),
         length=config.num_layers,
         axis_name=LAYERS,
         axes_collections=("params",),

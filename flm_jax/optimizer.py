@@ -1,17 +1,37 @@
-"""AdamW with µP's multipliers by (axes, role), and learning-rate schedules.
+"""AdamW with µP's multipliers by (axes, role), and learning-rate schedules."""
 
-The optimizer is a chain of stock optax transforms and one stateless map, so that its state has the
-types that t5x and other optax readers know.
-"""
-
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from flm_jax import parameters
+from flm_jax.aged_adam import scale_by_aged_adam
 from flm_jax.config import ModelConfig
+
+
+class Multipliers(NamedTuple):
+    """Factors of each parameter, as numbers in the shape of the parameter tree."""
+
+    learning_rate: Any
+    weight_decay: Any
+    epsilon: Any  # on Adam's eps
+
+
+def width_multipliers(config: ModelConfig) -> Multipliers:
+    """What (axes, role) give at the config's width: µP's, or 1 in standard parametrisation."""
+
+    def each(multiplier: Callable[[parameters.Parameter, ModelConfig], float]) -> Any:
+        rows = parameters.table(config)
+        return jax.tree.map(lambda row: multiplier(row, config), rows, is_leaf=parameters.is_parameter)
+
+    return Multipliers(
+        each(parameters.Parameter.learning_rate_mult),
+        each(parameters.Parameter.weight_decay_mult),
+        each(lambda row, config: 1.0),
+    )
 
 
 def adamw(
@@ -22,12 +42,13 @@ def adamw(
     eps: float = 1e-8,
     weight_decay: float = 0.1,
     clip_norm: float = 1.0,
+    multipliers: Multipliers | None = None,
 ) -> optax.GradientTransformation:
     """AdamW as FLM-101B's (section 2.4 of the paper): clipping by the global norm, decoupled weight decay.
 
-    For a parameter p with multipliers l and w from the table (`parameters.py`) the update is
-    -lr · l · (adam(g) + weight_decay · w · p). Under µP l = 1/m and w = m for a matrix, so lr · decay is the same
-    at every width; norms and biases are not decayed.
+    For a parameter p with multipliers l, w and e the update is -lr · l · (adam(g, e · eps) + weight_decay · w · p).
+    Under µP l = 1/m and w = m for a matrix, so lr · decay is the same at every width; norms and biases are not
+    decayed; e is 1. Adam's bias correction knows the age of what growth has added (`aged_adam.py`).
 
     Args:
         config: The model that is trained.
@@ -37,27 +58,23 @@ def adamw(
         eps: Added to the root of the second moment.
         weight_decay: Per update, times the learning rate.
         clip_norm: Largest global norm of the gradients.
+        multipliers: Of each parameter; None is `width_multipliers(config)`. A grown model goes on with
+            `GrowthPlan.multipliers`, which keep the dynamics of what was there.
     """
-    rows = parameters.table(config)
-
-    def by_role(multiplier: Any) -> Any:
-        return jax.tree.map(lambda row: multiplier(row, config), rows, is_leaf=parameters.is_parameter)
-
-    learning_rate_mult = by_role(parameters.Parameter.learning_rate_mult)
-    decay = by_role(lambda row, config: weight_decay * row.weight_decay_mult(config))
+    mults = width_multipliers(config) if multipliers is None else multipliers
 
     def decay_and_scale(updates: optax.Updates, params: optax.Params | None = None) -> optax.Updates:
         return jax.tree.map(
-            lambda update, param, mult, decay: mult * (update + decay * param),
+            lambda update, param, rate, decay: rate * (update + weight_decay * decay * param),
             updates,
             params,
-            learning_rate_mult,
-            decay,
+            mults.learning_rate,
+            mults.weight_decay,
         )
 
     return optax.chain(
         optax.clip_by_global_norm(clip_norm),
-        optax.scale_by_adam(b1=b1, b2=b2, eps=eps),
+        scale_by_aged_adam(config, b1, b2, jax.tree.map(lambda mult: eps * mult, mults.epsilon)),
         optax.stateless(decay_and_scale),
         optax.scale_by_learning_rate(learning_rate),
     )

@@ -30,6 +30,10 @@ class Role(enum.Enum):
     WRITE = "write"  # a matrix from a sublayer onto the residual stream
     NORM_GAIN = "norm_gain"
     NORM_BIAS = "norm_bias"
+    READOUT_GAIN = (
+        "readout_gain"  # of the norm before the readout, where growth folds in the readout's multiplier
+    )
+    READOUT_BIAS = "readout_bias"
     BIAS = "bias"  # of a matrix; it writes to the residual stream if its axes say `embed`
 
 
@@ -74,9 +78,9 @@ class Parameter:
         """Factor on the weight decay: m for matrices, so that learning rate times decay is the same at every
         width under a decoupled AdamW; 0 for norms and biases; 1 for the embedding.
         """
-        if self.role in (Role.NORM_GAIN, Role.NORM_BIAS, Role.BIAS):
-            return 0.0
-        return config.width_mult(*self.fan_in) if self.fan_in else 1.0
+        if self.fan_in:
+            return config.width_mult(*self.fan_in)
+        return 1.0 if self.role is Role.EMBEDDING else 0.0
 
     def stacked(self) -> "Parameter":
         """The same parameter of all blocks together, the new axis `layers` in front."""
@@ -102,6 +106,10 @@ NORM = {
     "scale": Parameter(("embed",), Role.NORM_GAIN),
     "bias": Parameter(("embed",), Role.NORM_BIAS),
 }
+FINAL_NORM = {
+    "scale": Parameter(("embed",), Role.READOUT_GAIN),
+    "bias": Parameter(("embed",), Role.READOUT_BIAS),
+}
 ATTENTION = _with_bias(
     query=_read("heads", "kv"),
     key=_read("heads", "kv"),
@@ -117,7 +125,7 @@ def table(config: ModelConfig) -> dict[str, Any]:
     """The rows in the shape of `Decoder(config).init(...)["params"]`, blocks stacked on `layers`."""
     del config  # every size has the same parameters; successors of the FLM block will not
     stacked = jax.tree.map(Parameter.stacked, BLOCK, is_leaf=is_parameter)
-    return {"token_embedding": EMBEDDING, LAYERS: stacked, "final_norm": NORM}
+    return {"token_embedding": EMBEDDING, LAYERS: stacked, "final_norm": FINAL_NORM}
 
 
 def is_parameter(node: Any) -> bool:
@@ -133,7 +141,7 @@ def declare(module: nn.Module, rows: Mapping[str, Parameter], config: ModelConfi
     return {
         name: param_with_axes(
             name,
-            _initializer(row, config),
+            initializer(row, config),
             row.shape(config),
             config.param_dtype,
             axes=row.axes,
@@ -143,8 +151,9 @@ def declare(module: nn.Module, rows: Mapping[str, Parameter], config: ModelConfi
     }
 
 
-def _initializer(row: Parameter, config: ModelConfig) -> initializers.Initializer:
+def initializer(row: Parameter, config: ModelConfig) -> initializers.Initializer:
+    """Draws the parameter's initial value, `(key, shape, dtype) -> array`; norm gains start at 1, biases at 0."""
     std = row.init_std(config)
     if std:
         return initializers.normal(std)
-    return initializers.ones if row.role is Role.NORM_GAIN else initializers.zeros
+    return initializers.ones if row.role in (Role.NORM_GAIN, Role.READOUT_GAIN) else initializers.zeros

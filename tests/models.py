@@ -33,7 +33,7 @@ def random_params(config: ModelConfig, seed: int = 0) -> Any:
     rng = np.random.default_rng(seed)
 
     def shake(row: parameters.Parameter, value: jax.Array) -> jax.Array:
-        spread = 0.3 if row.role in (parameters.Role.NORM_GAIN, parameters.Role.NORM_BIAS) else 0.2
+        spread = 0.3 if "norm" in row.role.value or "readout" in row.role.value else 0.2
         return jnp.asarray(value + spread * rng.standard_normal(value.shape), config.param_dtype)
 
     return jax.tree.map(shake, parameters.table(config), params, is_leaf=parameters.is_parameter)

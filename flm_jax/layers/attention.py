@@ -62,7 +62,12 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, rotation: Rotation, mask: jax.Array | None, cache_index: jax.Array | None
+        self,
+        x: jax.Array,
+        rotation: Rotation,
+        mask: jax.Array | None,
+        cache_index: jax.Array | None,
+        keep: jax.Array | None = None,
     ) -> jax.Array:
         """Maps `x` `[B, L, D]` to `[B, L, D]`.
 
@@ -71,6 +76,7 @@ class Attention(nn.Module):
             rotation: xPos tables of the positions of `x`.
             mask: `[B or 1, 1, L, L]`, True where a query may look; None with a cache, which has its own.
             cache_index: `[B]`, where in each example's cache the L tokens go; None: no cache.
+            keep: `[H]`, multiplies what each head has mixed (`GrowthMask.heads`).
         """
         weight = {
             name: value.astype(x.dtype) for name, value in declare(self, ATTENTION, self.config).items()
@@ -89,6 +95,8 @@ class Attention(nn.Module):
             mask = cache_mask(cache_index, x.shape[1], key.shape[1])
         assert mask is not None, "without a cache the mask comes from the caller"
         mixed = attend(query, key, value, mask)
+        if keep is not None:
+            mixed = mixed * keep.astype(mixed.dtype)[:, None]
         return linear(mixed, weight["out_kernel"], weight["out_bias"], num_inputs=2)
 
     def _append(self, name: str, new: jax.Array, cache_index: jax.Array) -> jax.Array:

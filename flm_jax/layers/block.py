@@ -5,9 +5,11 @@ import jax
 
 from flm_jax.config import ModelConfig
 from flm_jax.layers.attention import Attention
+from flm_jax.layers.growth_mask import GrowthMask
 from flm_jax.layers.mlp import Mlp
 from flm_jax.layers.norm import LayerNorm
 from flm_jax.layers.xpos import Rotation
+from flm_jax.parameters import NORM
 from flm_jax.partitioning import constrain
 
 
@@ -18,11 +20,31 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, rotation: Rotation, mask: jax.Array | None, cache_index: jax.Array | None
+        self,
+        x: jax.Array,
+        rotation: Rotation,
+        mask: jax.Array | None,
+        cache_index: jax.Array | None,
+        growth: GrowthMask,
+        keep: jax.Array | None,
     ) -> tuple[jax.Array, None]:
-        """Maps `x` `[B, L, D]` to `[B, L, D]`; the second result is what a scan over layers wants."""
-        normed = LayerNorm(self.config, name="attention_norm")(x)
-        x = x + Attention(self.config, name="attention")(normed, rotation, mask, cache_index)
-        normed = LayerNorm(self.config, name="mlp_norm")(x)
-        x = x + Mlp(self.config, name="mlp")(normed)
+        """Maps `x` `[B, L, D]` to `[B, L, D]`; the second result is what a scan over layers wants.
+
+        Args:
+            x: Residual stream.
+            rotation: xPos tables of the positions of `x`.
+            mask: Where queries may look, or None with a cache.
+            cache_index: `[B]`, or None without a cache.
+            growth: Of the width; its `layers` are not looked at, because
+            keep: is this layer's own factor on what it adds, a scalar; None is 1.
+        """
+
+        def add(x: jax.Array, branch: jax.Array) -> jax.Array:
+            return x + (branch if keep is None else branch * keep.astype(branch.dtype))
+
+        normed = LayerNorm(self.config, NORM, name="attention_norm")(x, growth.embed)
+        attention = Attention(self.config, name="attention")
+        x = add(x, attention(normed, rotation, mask, cache_index, growth.heads))
+        normed = LayerNorm(self.config, NORM, name="mlp_norm")(x, growth.embed)
+        x = add(x, Mlp(self.config, name="mlp")(normed, growth.mlp))
         return constrain(x, "batch", "length", "embed"), None
