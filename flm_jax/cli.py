@@ -126,6 +126,7 @@ def _parse_gin(options: argparse.Namespace) -> None:
 def _train(options: argparse.Namespace) -> int:
     import gin
 
+    from flm_jax.grow.errors import FunctionChangedError
     from flm_jax.training import trainer
 
     if not options.gin_file:
@@ -137,7 +138,7 @@ def _train(options: argparse.Namespace) -> int:
     run = _built(gin.get_configurable(trainer.Trainer))
     try:
         outcome = run.run()
-    except trainer.TrainingAbortedError as error:
+    except (trainer.TrainingAbortedError, FunctionChangedError) as error:
         print(f"flm train: {error}", file=sys.stderr)
         return EXIT_FAILED
     return 0 if outcome is trainer.Outcome.FINISHED else EXIT_STOPPED
@@ -178,11 +179,12 @@ def _train_tokenizer(options: argparse.Namespace) -> int:
 
 def _generate(options: argparse.Namespace) -> int:
     from flm_jax import generation
+    from flm_jax.grow.lineage import Lineage
     from flm_jax.tasks.vocabulary import Vocabulary
     from flm_jax.training.checkpoints import load_params
 
     vocabulary = Vocabulary(options.tokenizer)
-    metadata, params, _ = load_params(options.model_dir, options.step)
+    metadata, params, step = load_params(options.model_dir, options.step)
     if metadata.data["tokenizer"] != vocabulary.sha256:
         raise ValueError(
             f"expected the tokenizer with SHA-256 {metadata.data['tokenizer']}, which {options.model_dir} was trained "
@@ -191,7 +193,14 @@ def _generate(options: argparse.Namespace) -> int:
         )
     sampling = generation.Sampling(options.temperature, options.top_k, options.top_p)
     texts = generation.continue_texts(
-        metadata.config, params, vocabulary, options.prompt, options.max_new_tokens, sampling, options.seed
+        metadata.config,
+        params,
+        vocabulary,
+        options.prompt,
+        options.max_new_tokens,
+        sampling,
+        options.seed,
+        growth=Lineage.from_json(metadata.growth_record).mask_at(step),
     )
     for prompt, text in zip(options.prompt, texts, strict=True):
         print(f"{prompt}|{text}")

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flm_jax.config import ModelConfig
+from flm_jax.layers.growth_mask import GrowthMask
 from flm_jax.network import Decoder
 
 if TYPE_CHECKING:
@@ -89,6 +90,7 @@ def generate(
     rng: jax.Array,
     sampling: Sampling = Sampling(),
     eos_id: int = 1,
+    growth: GrowthMask | None = None,
 ) -> Generated:
     """Continues prompts of different lengths until the end-of-sequence token or `max_new_tokens`.
 
@@ -102,6 +104,7 @@ def generate(
         rng: Key for sampling.
         sampling: How to draw.
         eos_id: Ends an example.
+        growth: The mask of a model that was saved while it ramped.
 
     Returns:
         `Generated` with N = `max_new_tokens`.
@@ -114,6 +117,7 @@ def generate(
         prefill=True,
         prefill_lengths=prompt_lengths,
         mutable=["cache"],
+        growth=growth,
     )
     last = jnp.take_along_axis(logits, (prompt_lengths - 1)[:, None, None], axis=1)[:, 0]
 
@@ -133,7 +137,11 @@ def generate(
         token = jnp.where(loop.ended, 0, drawn)
         log_probability = jnp.take_along_axis(jax.nn.log_softmax(loop.logits), drawn[:, None], axis=1)[:, 0]
         logits, state = decoder.apply(
-            {"params": params, "cache": loop.cache}, token[:, None], decode=True, mutable=["cache"]
+            {"params": params, "cache": loop.cache},
+            token[:, None],
+            decode=True,
+            mutable=["cache"],
+            growth=growth,
         )
         return Loop(
             loop.step + 1,
@@ -164,8 +172,11 @@ def continue_texts(
     max_new_tokens: int,
     sampling: Sampling = Sampling(),
     seed: int = 0,
+    growth: GrowthMask | None = None,
 ) -> list[str]:
     """What the model writes behind each of `prompts`, as text; an empty prompt begins a document.
+
+    `growth` is the mask of a model that was saved while it ramped.
 
     Raises:
         ValueError: a prompt and its continuation are longer than the model's `max_length`, or the tokenizer has
@@ -190,7 +201,7 @@ def continue_texts(
         functools.partial(generate, Decoder(config), max_new_tokens=max_new_tokens, sampling=sampling)
     )
     lengths = jnp.array([len(tokens) for tokens in encoded], jnp.int32)
-    generated = write(params, jnp.asarray(padded), lengths, rng=jax.random.key(seed))
+    generated = write(params, jnp.asarray(padded), lengths, rng=jax.random.key(seed), growth=growth)
     pieces = vocabulary.size  # rows of the table beyond the vocabulary's pieces are never trained
     return [
         vocabulary.decode([token for token in row if token < pieces]) for row in generated.tokens.tolist()

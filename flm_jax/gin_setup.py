@@ -15,8 +15,8 @@ _PACKAGE = Path(__file__).resolve().parent
 _SEARCH_PATHS = (_PACKAGE.parent, _PACKAGE)
 # Names that files share between verbs and with t5x: spelled right even where this verb has no use for them.
 _SHARED_MACROS = frozenset(
-    {"MODEL", "MIXTURE_OR_TASK_NAME", "MIXTURE_OR_TASK_MODULE", "TASK_FEATURE_LENGTHS", "USE_CACHED_TASKS",
-     "PREPARED_DIR", "VOCABULARY"}
+    {"MODEL", "MODEL_CONFIG", "MIXTURE_OR_TASK_NAME", "MIXTURE_OR_TASK_MODULE", "TASK_FEATURE_LENGTHS",
+     "USE_CACHED_TASKS", "PREPARED_DIR", "VOCABULARY"}
 )  # fmt: skip
 
 

@@ -75,7 +75,8 @@ def test_missing_files_say_where_they_were_looked_for(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", sorted(Path("gin_configs").rglob("*.gin")), ids=str)
 def test_every_shipped_file_parses(path: Path) -> None:
-    companions = {"runs": [TINY, DATA], "data": [], "models": []}[path.parent.name]
+    companions = {"runs": [TINY, DATA], "data": [], "models": [], "growth": [TINY, DATA, PRETRAIN]}[path.parent.name]
     bindings = ["MODEL_DIR=x", "TRAIN_STEPS=10"] if path.name == "pretrain.gin" else []
     bindings = ["MODEL_DIR=x"] if path.name == "demo.gin" and path.parent.name == "runs" else bindings
+    bindings = ["MODEL_DIR=x"] if path.parent.name == "growth" else bindings
     gin_setup.parse([*companions, str(path)], bindings)

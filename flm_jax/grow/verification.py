@@ -50,28 +50,26 @@ class Gate:
     Args:
         plan: Of the growth.
         model: Its loss is compared; the config is the plan's.
-        batch: A packed batch, `[batch, length]` each.
     """
 
-    def __init__(self, plan: GrowthPlan, model: LanguageModel, batch: Batch) -> None:
+    def __init__(self, plan: GrowthPlan, model: LanguageModel) -> None:
         self._plan = plan
         self._model = model
-        self._batch = batch
         self._before: tuple[np.ndarray, list[float]] | None = None
 
-    def before(self, params: Any) -> None:
-        """Takes down what the source computes with `params`."""
-        self._before = self._measure(params, grown=False)
+    def before(self, params: Any, batch: Batch) -> None:
+        """Takes down what the source computes with `params` on a packed batch, `[batch, length]` each."""
+        self._before = self._measure(params, batch, grown=False)
 
-    def after(self, params: Any) -> Difference:
-        """Compares with what the grown model computes with `params`, at mask 0.
+    def after(self, params: Any, batch: Batch) -> Difference:
+        """Compares with what the grown model computes with `params` at mask 0, on the same batch.
 
         Raises:
             FunctionChangedError: beyond the tolerances, if the plan claims to keep the function.
         """
         assert self._before is not None, "Gate.before comes first"
         old_logits, old_losses = self._before
-        logits, losses = self._measure(params, grown=True)
+        logits, losses = self._measure(params, batch, grown=True)
         largest = max(float(np.max(np.abs(old_logits))), 1e-30)
         found = Difference(
             precision=self._precision(params),
@@ -88,7 +86,7 @@ class Gate:
     def _precision(self, params: Any) -> str:
         return str(at_least_float32(jax.tree.leaves(params)[0].dtype))
 
-    def _measure(self, params: Any, grown: bool) -> tuple[np.ndarray, list[float]]:
+    def _measure(self, params: Any, batch: Batch, grown: bool) -> tuple[np.ndarray, list[float]]:
         """Logits of the first sequence, and the loss in the gate's precision and in the model's own."""
         config = self._plan.target if grown else self._plan.source
         precision = self._precision(params)
@@ -103,7 +101,7 @@ class Gate:
                 return found[0], sums.nll / jnp.maximum(sums.weight, 1)
 
             with jax.default_matmul_precision("highest"):
-                first, loss = jax.jit(look)(params, self._batch)
+                first, loss = jax.jit(look)(params, batch)
             logits.append(first)
             losses.append(float(loss))
         return np.asarray(logits[0]), losses
@@ -133,9 +131,9 @@ def verify(
     """
     rng = jax.random.key(0) if rng is None else rng
     batch = _random_batch(plan) if batch is None else batch
-    gate = Gate(plan, LanguageModel(plan.source), batch)
-    gate.before(params)
-    return gate.after(jax.jit(plan.params)(params, rng) if grown is None else grown)
+    gate = Gate(plan, LanguageModel(plan.source))
+    gate.before(params, batch)
+    return gate.after(jax.jit(plan.params)(params, rng) if grown is None else grown, batch)
 
 
 def _random_batch(plan: GrowthPlan, rows: int = 2, length: int = 64) -> Batch:

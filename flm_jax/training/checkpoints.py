@@ -13,12 +13,13 @@ from typing import Any
 import flax.serialization
 import jax
 import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import LatestN
 
 from flm_jax import parameters
 from flm_jax.config import ModelConfig
 from flm_jax.training.state import TrainState
 
-FORMAT = 1
+FORMAT = 2
 _ITEMS = ("state", "metadata")
 # What may change between a checkpoint and the run that continues it: neither shapes nor the function.
 _FREE_FIELDS = ("dtype", "remat", "max_length")
@@ -35,11 +36,12 @@ class Metadata:
     Attributes:
         config: The model.
         seed: Of the data order, so that a run goes on with the batches it would have seen.
-        batch_size: Sequences a step.
+        batch_size: Sequences a step, in the present stage.
         mixture: Task to share, as the run was given it.
         data: What the batches were made of: the reader's `identity`.
         gin_config: What gin was given; empty where the run was described in Python.
-        growth_record: One entry for each growth that led here, oldest first.
+        growth_record: One entry for each growth that led here, oldest first (`grow.lineage.GrowthRecord`).
+        loss_window: (tokens, loss) of the latest steps, in a stage that ends by the slope of its loss.
     """
 
     config: ModelConfig
@@ -49,6 +51,7 @@ class Metadata:
     data: dict[str, Any]
     gin_config: str = ""
     growth_record: tuple[dict[str, Any], ...] = ()
+    loss_window: tuple[list[float], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -58,6 +61,7 @@ class Metadata:
             "format": FORMAT,
             "config": self.config.to_json(),
             "growth_record": list(self.growth_record),
+            "loss_window": list(self.loss_window),
         }
 
     @staticmethod
@@ -76,6 +80,7 @@ class Metadata:
             data=values["data"],
             gin_config=values["gin_config"],
             growth_record=tuple(values["growth_record"]),
+            loss_window=tuple(values["loss_window"]),
         )
 
 
@@ -84,17 +89,18 @@ class Checkpoints:
 
     Args:
         model_dir: The run's directory.
-        to_keep: How many of the newest to keep.
+        to_keep: How many of the newest to keep, besides those that are pinned.
         clean_up: Remove what killed runs have left half-written; not for somebody else's, perhaps live, run.
     """
 
     def __init__(self, model_dir: Path, to_keep: int = 2, clean_up: bool = True) -> None:
         self._model_dir = Path(model_dir)
+        self._policy = _NewestAndPinned(to_keep)
         self._manager = ocp.CheckpointManager(
             self._model_dir.absolute(),
             options=ocp.CheckpointManagerOptions(
                 step_prefix="checkpoint",
-                max_to_keep=to_keep,
+                preservation_policy=self._policy,
                 enable_async_checkpointing=True,
                 cleanup_tmp_directories=clean_up,
             ),
@@ -104,6 +110,10 @@ class Checkpoints:
     def latest_step(self) -> int | None:
         """The newest whole checkpoint, None where there is none."""
         return self._manager.latest_step()
+
+    def pin(self, step: int) -> None:
+        """Keeps the checkpoint of `step` for good: the end of a stage, to go back to and to evaluate."""
+        self._policy.pinned.add(step)
 
     def save(self, state: TrainState, metadata: Metadata) -> None:
         """Begins to write `state` under its step; returns once the arrays are copied off the devices.
@@ -201,6 +211,21 @@ class Checkpoints:
                 f"{self._model_dir}/checkpoint_{step} is of another run: {'; '.join(differences)}. Restore these "
                 "settings to go on with it, or bind MODEL_DIR to a new directory to begin anew."
             )
+
+
+class _NewestAndPinned(LatestN):
+    """Orbax's rule for the newest, and steps that are never deleted."""
+
+    def __init__(self, n: int) -> None:
+        super().__init__(n)
+        self.pinned: set[int] = set()
+
+    def should_preserve(self, checkpoints: Any, *, context: Any) -> list[bool]:
+        newest = super().should_preserve(checkpoints, context=context)
+        return [
+            kept or checkpoint.step in self.pinned
+            for kept, checkpoint in zip(newest, checkpoints, strict=True)
+        ]
 
 
 def load_params(model_dir: Path, step: int | None = None) -> tuple[Metadata, dict[str, Any], int]:

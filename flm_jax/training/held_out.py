@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from flm_jax import partitioning
+from flm_jax.layers.growth_mask import GrowthMask
 from flm_jax.model import LanguageModel
 from flm_jax.tasks.reader import PreparedTask, evaluation_batches
 from flm_jax.training.step import eval_step
@@ -57,26 +58,32 @@ class HeldOutEvaluator:
         self._piece_bytes = jax.numpy.asarray(piece_bytes)
 
     def __call__(
-        self, params: Any, cancelled: Callable[[], bool] = lambda: False
+        self,
+        params: Any,
+        cancelled: Callable[[], bool] = lambda: False,
+        growth: GrowthMask | None = None,
     ) -> dict[str, HeldOutLoss] | None:
         """The loss on each task that has held-out text, by the task's name.
 
         Args:
             params: Of the model.
             cancelled: Asked before each batch.
+            growth: While a mask ramps.
 
         Returns:
             None if it was cancelled.
         """
         found = {}
         for task in self._tasks:
-            loss = self._one_task(params, task, cancelled)
+            loss = self._one_task(params, task, cancelled, growth)
             if loss is None:
                 return None
             found[task.name] = loss
         return found
 
-    def _one_task(self, params: Any, task: PreparedTask, cancelled: Callable[[], bool]) -> HeldOutLoss | None:
+    def _one_task(
+        self, params: Any, task: PreparedTask, cancelled: Callable[[], bool], growth: GrowthMask | None
+    ) -> HeldOutLoss | None:
         nll = correct = tokens = num_bytes = 0.0
         batches = evaluation_batches(
             task,
@@ -89,7 +96,8 @@ class HeldOutEvaluator:
         for batch in batches:
             if cancelled():
                 return None
-            sums = jax.device_get(self._step(params, to_devices(batch, self._sharding), self._piece_bytes))
+            placed = to_devices(batch, self._sharding)
+            sums = jax.device_get(self._step(params, placed, self._piece_bytes, growth))
             nll += float(sums["nll"])
             correct += float(sums["correct"])
             tokens += float(sums["tokens"])

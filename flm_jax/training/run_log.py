@@ -29,9 +29,11 @@ class RunLog:
         earlier = read_metrics(model_dir)
         kept = [record for record in earlier if record["step"] <= step]
         _write_atomically(self._path, "".join(json.dumps(record) + "\n" for record in kept))
-        self.evaluated = any(
-            record["step"] == step and any(name.startswith("eval/") for name in record) for record in kept
-        )
+        self._evaluated = {
+            record["step"] for record in kept if any(name.startswith("eval/") for name in record)
+        }
+        self._there = {frozenset(record) for record in kept if record["step"] == step}
+        self._first_step = step
         self._file = self._path.open("a", encoding="utf-8")
         # tensorboardX warns of steps that it purges, which is just what is meant here.
         logging.getLogger("tensorboardX").setLevel(logging.ERROR)
@@ -50,13 +52,24 @@ class RunLog:
         self._tensorboard.close()
         self._file.close()
 
+    def evaluated_at(self, step: int) -> bool:
+        """Whether an evaluation of `step` is recorded."""
+        return step in self._evaluated
+
     def line(self, text: str) -> None:
         """Prints one line, above the progress bar where there is one."""
         tqdm.write(text, file=sys.stdout)
         sys.stdout.flush()
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Records named scalars of a step; names have the form `train/loss`."""
+        """Records named scalars of a step; names have the form `train/loss`.
+
+        What an earlier run has recorded of the step that this one begins at is not recorded again.
+        """
+        if step == self._first_step and frozenset(("step", *values)) in self._there:
+            return
+        if any(name.startswith("eval/") for name in values):
+            self._evaluated.add(step)
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         self._file.flush()
         for name, value in values.items():

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from flm_jax.config import at_least_float32
+from flm_jax.layers.growth_mask import GrowthMask
 from flm_jax.model import Batch, LanguageModel, TokenSums
 from flm_jax.training.state import TrainState
 
@@ -24,9 +25,15 @@ def skipping_non_finite(optimizer: optax.GradientTransformation) -> optax.Gradie
 
 
 def gradients(
-    model: LanguageModel, params: Any, batch: Batch, num_microbatches: int = 1
+    model: LanguageModel,
+    params: Any,
+    batch: Batch,
+    num_microbatches: int = 1,
+    growth: GrowthMask | None = None,
 ) -> tuple[Any, TokenSums]:
     """Gradient of the mean loss over the batch's tokens, in `num_microbatches` parts, and the batch's sums.
+
+    `growth` hides what a growth has added while its mask ramps.
 
     Every token weighs the same, however the tokens with loss fall into microbatches: the result equals that of
     the undivided batch up to rounding.
@@ -36,7 +43,7 @@ def gradients(
     )
 
     def share_of_loss(params: Any, part: Batch) -> tuple[jax.Array, TokenSums]:
-        sums = model.token_sums(params, part)
+        sums = model.token_sums(params, part, growth)
         return (sums.nll + sums.z_loss) / normalizer, sums
 
     one_part = jax.grad(share_of_loss, has_aux=True)
@@ -56,7 +63,10 @@ def gradients(
 
 
 def train_step(
-    model: LanguageModel, optimizer: optax.GradientTransformation, num_microbatches: int = 1
+    model: LanguageModel,
+    optimizer: optax.GradientTransformation,
+    num_microbatches: int = 1,
+    mask: Callable[[jax.Array], GrowthMask | None] = lambda step: None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """The update `(state, batch) -> (state, metrics)` of one optimizer.
 
@@ -64,6 +74,7 @@ def train_step(
         model: Its loss is minimised.
         optimizer: Wrapped by `skipping_non_finite`.
         num_microbatches: Parts into which the batch is divided, to save memory; divides the batch.
+        mask: The growth mask of the step after `step` steps (`Lineage.mask`, while a mask ramps).
 
     Returns:
         The function to jit. Its metrics are scalars: `loss` (nats per token), `z_loss`, `accuracy`, `grad_norm`
@@ -71,7 +82,7 @@ def train_step(
     """
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        grads, sums = gradients(model, state.params, batch, num_microbatches)
+        grads, sums = gradients(model, state.params, batch, num_microbatches, mask(state.step))
         norm = optax.global_norm(grads)
         # Finite gradients whose norm overflows would be clipped to zero and pass for a good step.
         grads = jax.tree.map(lambda grad: jnp.where(jnp.isfinite(norm), grad, jnp.nan), grads)
@@ -93,14 +104,14 @@ def train_step(
     return step
 
 
-def eval_step(model: LanguageModel) -> Callable[[Any, Batch, jax.Array], Metrics]:
-    """Sums over one held-out batch, `(params, batch, piece_bytes) -> {"nll", "correct", "tokens", "bytes"}`.
+def eval_step(model: LanguageModel) -> Callable[..., Metrics]:
+    """Sums over one held-out batch, `(params, batch, piece_bytes, growth) -> {"nll", "correct", "tokens", "bytes"}`.
 
     `piece_bytes` `[vocab]` are the UTF-8 bytes that each token stands for, so that bits per byte are exact.
     """
 
-    def step(params: Any, batch: Batch, piece_bytes: jax.Array) -> Metrics:
-        sums = model.token_sums(params, batch)
+    def step(params: Any, batch: Batch, piece_bytes: jax.Array, growth: GrowthMask | None = None) -> Metrics:
+        sums = model.token_sums(params, batch, growth)
         has_loss = batch["decoder_loss_weights"] > 0
         return {
             "nll": sums.nll,

@@ -11,6 +11,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from flm_jax import LanguageModel, optimizer
+from flm_jax.grow.schedule import Stage
 from flm_jax.partitioning import MeshShape
 from flm_jax.training.trainer import Trainer
 from tests.models import small_config
@@ -41,28 +42,33 @@ trainer.Trainer.log_period = 1
 """
 
 
-class FirstDevice(MeshShape):
-    """One of the virtual devices: compiling and running for all eight takes the tests three times as long."""
+class FirstDevices(MeshShape):
+    """As few of the virtual devices as the axes need: compiling for all eight takes the tests three times as long."""
 
     def build(self, devices: list[jax.Device] | None = None) -> jax.sharding.Mesh:
-        return super().build(jax.devices()[:1] if devices is None else devices)
+        needed = abs(self.data) * self.fsdp * self.tensor
+        return super().build(jax.devices()[:needed] if devices is None else devices)
 
 
 def trainer(model_dir: Path, prepared_dir: Path, **changes: Any) -> Trainer:
-    """Twelve steps on one device, no evaluation."""
-    config = changes.pop("config", CONFIG)
-    schedule = optimizer.warmup_cosine(3e-3, total_steps=100, warmup_steps=2)
+    """Twelve steps on one device, no evaluation; the rate is the same however many steps there are."""
+    model = changes.pop("model", None) or LanguageModel(changes.pop("config", CONFIG))
+    stage = Stage(
+        model=model,
+        steps=changes.pop("train_steps", 12),
+        batch_size=changes.pop("batch_size", 8),
+        num_microbatches=changes.pop("num_microbatches", 1),
+        learning_rate=3e-3,
+        warmup_steps=2,
+        mesh=changes.pop("mesh", FirstDevices()),
+    )
     settings: dict[str, Any] = {
-        "model": LanguageModel(config),
-        "optimizer": optimizer.adamw(config, schedule),
-        "learning_rate_fn": schedule,
+        "stages": [stage],
+        "schedule": lambda peak, total_steps, warmup_steps: optimizer.warmup_cosine(peak, 100, warmup_steps),
         "model_dir": str(model_dir),
         "prepared_dir": str(prepared_dir),
         "mixture": MIXTURE,
         "task_feature_lengths": {"targets": 64},
-        "train_steps": 12,
-        "batch_size": 8,
-        "mesh": FirstDevice(),
         "log_period": 1,
         "eval_period": 0,
         "checkpoint_period": 5,

@@ -30,7 +30,7 @@ def test_knows_whether_a_step_was_evaluated(tmp_path: Path) -> None:
         log.scalars(5, {"train/loss": 1.0})
     for step, expected in ((0, True), (5, False)):
         with RunLog(tmp_path, step, 10) as log:
-            assert log.evaluated is expected
+            assert log.evaluated_at(step) is expected
 
 
 def test_speeds_leave_pauses_out() -> None:

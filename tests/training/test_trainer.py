@@ -16,8 +16,9 @@ import pytest
 
 from flm_jax import LanguageModel
 from flm_jax.model import TokenSums
+from flm_jax.optimizer import adamw
 from flm_jax.partitioning import MeshShape
-from flm_jax.training import trainer as trainer_module
+from flm_jax.training import run as run_module
 from flm_jax.training.checkpoints import CheckpointMismatchError, Checkpoints, Metadata, load_params
 from flm_jax.training.run_log import read_metrics
 from flm_jax.training.state import abstract_state
@@ -36,8 +37,8 @@ class Poisoned(LanguageModel):
         super().__init__(runs.CONFIG)
         self.poison = poison  # [bad batches, length] targets
 
-    def token_sums(self, params: Any, batch: Any) -> TokenSums:
-        sums = super().token_sums(params, batch)
+    def token_sums(self, params: Any, batch: Any, growth: Any = None) -> TokenSums:
+        sums = super().token_sums(params, batch, growth)
         bad = jnp.any(jnp.all(batch["decoder_target_tokens"][:, None] == self.poison, axis=-1))
         return sums._replace(nll=sums.nll * jnp.where(bad, jnp.nan, 1.0))
 
@@ -62,14 +63,14 @@ def test_sigterm_before_the_first_step(
     tmp_path: Path, prepared_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While the step compiles; also an evaluation that is under way is given up."""
-    compile_step = trainer_module._Run._compile
+    compile_step = run_module.Run._compile
 
     def interrupted(self: Any) -> Any:
         os.kill(os.getpid(), signal.SIGTERM)
         return compile_step(self)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer_module._Run, "_compile", interrupted)
+        patch.setattr(run_module.Run, "_compile", interrupted)
         assert runs.trainer(tmp_path, prepared_dir, eval_period=6).run() is Outcome.STOPPED
     assert load_params(tmp_path)[2] == 0 and not read_metrics(tmp_path)
     assert runs.trainer(tmp_path, prepared_dir, eval_period=6).run() is Outcome.FINISHED
@@ -83,10 +84,16 @@ def test_a_finished_run_has_nothing_to_do(tmp_path: Path, prepared_dir: Path, ca
     before = runs.stored(tmp_path, 3)
     assert runs.trainer(tmp_path, prepared_dir, train_steps=3).run() is Outcome.FINISHED
     runs.assert_bitwise_equal(before, runs.stored(tmp_path, 3))
-    assert "nothing to train: the checkpoint is at step 3, TRAIN_STEPS is 3" in capsys.readouterr().out
+    assert (
+        "nothing to train: the checkpoint is at step 3, the last stage ends at 3 (TRAIN_STEPS)"
+        in capsys.readouterr().out
+    )
     assert runs.trainer(tmp_path, prepared_dir, train_steps=2).run() is Outcome.FINISHED
     printed = capsys.readouterr().out
-    assert "the checkpoint is at step 3, TRAIN_STEPS is 2" in printed and "compiled" not in printed
+    assert (
+        "the checkpoint is at step 3, the last stage ends at 2 (TRAIN_STEPS)" in printed
+        and "compiled" not in printed
+    )
 
 
 def test_seed_changes_the_run(tmp_path: Path, prepared_dir: Path) -> None:
@@ -118,7 +125,7 @@ def test_a_checkpoint_restores_onto_another_mesh(tmp_path: Path, prepared_dir: P
     one.run()
     before = runs.stored(tmp_path, 4)
     mesh = MeshShape(4, 1, 2).build()
-    like = abstract_state(runs.CONFIG, skipping_non_finite(one.optimizer), mesh)
+    like = abstract_state(runs.CONFIG, skipping_non_finite(adamw(runs.CONFIG, lambda count: 3e-3)), mesh)
     checkpoints = Checkpoints(tmp_path)
     restored = checkpoints.restore(4, like, checkpoints.metadata(4))
     checkpoints.close()
@@ -201,7 +208,7 @@ def test_a_checkpoint_of_another_run_is_refused(
         ({"batch_size": 12, "mesh": MeshShape(8, 1, 1)}, r"BATCH_SIZE must be a multiple of .* = 8 x 1 x 1; found 12"),
         ({"task_feature_lengths": {"targets": 128}}, r"128 tokens, more than ModelConfig.max_length = 64"),
         ({"task_feature_lengths": {"targets": 32}}, r"expected sequences of 32 tokens, found 64.*TASK_FEATURE_LENGTHS"),
-        ({"train_steps": 0}, "Trainer.train_steps must be a whole number of at least 1, found 0"),
+        ({"train_steps": 0}, "Stage.steps of stage 1 must be a whole number of at least 1, found 0"),
         ({"config": few_rows}, "vocab_size = 300 has no rows for all 512 pieces"),
         ({"mixture": {"en": 1.0, "fr": 1.0}}, "'fr'.*MIXTURE_OR_TASK_NAME"),
     ],
@@ -289,7 +296,7 @@ def test_traces_once(tmp_path: Path, prepared_dir: Path, monkeypatch: pytest.Mon
     traced = []
     original = LanguageModel.token_sums
     monkeypatch.setattr(
-        LanguageModel, "token_sums", lambda self, p, b: (traced.append(1), original(self, p, b))[1]
+        LanguageModel, "token_sums", lambda *arguments: (traced.append(1), original(*arguments))[1]
     )
     runs.trainer(tmp_path, prepared_dir, train_steps=6).run()
     assert len(traced) == 1

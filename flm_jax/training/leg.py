@@ -1,0 +1,126 @@
+"""One stage of a run, ready to be trained: model, optimizer, mesh, and the compiled step."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from flm_jax import partitioning
+from flm_jax.grow.lineage import Lineage
+from flm_jax.grow.schedule import Route
+from flm_jax.layers.growth_mask import GrowthMask
+from flm_jax.model import PACKED_FEATURES
+from flm_jax.training.state import TrainState, abstract_state, create_state
+from flm_jax.training.step import skipping_non_finite, train_step
+
+
+class Leg:
+    """What a stage is made of, from the run's route and the growths that have led here; holds no arrays.
+
+    Args:
+        route: All stages.
+        lineage: The growths so far; their number is the stage's index.
+        make_optimizer: `make_optimizer(config, learning_rate, multipliers=)`.
+        make_schedule: `make_schedule(peak=, total_steps=, warmup_steps=)`.
+    """
+
+    def __init__(
+        self,
+        route: Route,
+        lineage: Lineage,
+        make_optimizer: Callable[..., optax.GradientTransformation],
+        make_schedule: Callable[..., optax.Schedule],
+    ) -> None:
+        self.route, self.lineage = route, lineage
+        self.index = len(lineage.records)
+        self.stage = route.stages[self.index]
+        self.config = route.config(self.index)
+        self.model = self.stage.model.with_config(self.config)
+        self.mesh = self.stage.mesh.build()
+        self.end = route.end(self.index, lineage.step)
+        self.end_of_run = route.end_of_run(self.index, lineage.step)
+        self.learning_rate = route.learning_rate(self.index, lineage.step, lineage.updates, make_schedule)
+        self.optimizer = skipping_non_finite(
+            make_optimizer(self.config, self.learning_rate, multipliers=lineage.multipliers(self.config))
+        )
+        self.abstract_state = abstract_state(self.config, self.optimizer, self.mesh)
+        self.batch_sharding = partitioning.batch_sharding(self.mesh)
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the run ends with it."""
+        return self.index == len(self.route.stages) - 1
+
+    @property
+    def shardings(self) -> TrainState:
+        """Where each array of the state lies."""
+        return jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
+
+    @contextlib.contextmanager
+    def context(self) -> Iterator[None]:
+        """In which its programs are traced: the stage's mesh and the axis rules."""
+        with jax.set_mesh(self.mesh), partitioning.axis_rules():
+            yield
+
+    def create(self, seed: int) -> TrainState:
+        """A fresh state."""
+        return create_state(self.model, self.optimizer, self.mesh, seed)
+
+    def lower(self, masked: bool) -> Any:
+        """The training step, traced: with the ramping mask, or without one."""
+        rows = jax.ShapeDtypeStruct(
+            (self.stage.batch_size, self.route.length), np.int32, sharding=self.batch_sharding
+        )
+        mask: Callable[[jax.Array], GrowthMask | None] = self.lineage.mask if masked else lambda step: None
+        step = jax.jit(
+            train_step(self.model, self.optimizer, self.stage.num_microbatches, mask),
+            donate_argnums=0,
+            # Fixed, so that one compilation serves: another shape or layout is an error, not a second program.
+            out_shardings=(self.shardings, None),
+        )
+        return step.lower(self.abstract_state, dict.fromkeys(PACKED_FEATURES, rows))
+
+    def mask_at(self, step: int) -> GrowthMask | None:
+        """The mask under which the model of `step` steps computes."""
+        return self.lineage.mask_at(step)
+
+    def sequences(self, step: int) -> int:
+        """Read by the run before `step`."""
+        return self.lineage.sequences(step, self.stage.batch_size)
+
+    def tokens(self, step: int) -> int:
+        """Of the run before `step`, padding included."""
+        return self.sequences(step) * self.route.length
+
+    def flops(self, step: int) -> float:
+        """Model FLOPs of the run before `step`."""
+        return self.lineage.flops(step, self.stage.batch_size, self.route.length, self.config)
+
+    def introduction(self) -> str:
+        """A line for the log."""
+        tokens = self.stage.batch_size * self.route.length
+        name = f"stage {self.index + 1}/{len(self.route.stages)}: " if len(self.route.stages) > 1 else ""
+        return (
+            f"{name}{self.config.num_params:,} parameters, steps {self.lineage.step:,} to {self.end:,} of "
+            f"{self.stage.batch_size} x {self.route.length} = {tokens:,} tokens, {self.config.dtype}, "
+            f"mesh {dict(self.mesh.shape)}"
+        )
+
+
+def check_mesh(route: Route, index: int) -> None:
+    """Refuses a stage whose batch or parameters its mesh cannot split.
+
+    Raises:
+        ValueError: naming both.
+    """
+    stage, mesh = route.stages[index], route.stages[index].mesh.build()
+    parts = mesh.shape["data"] * mesh.shape["fsdp"] * stage.num_microbatches
+    if stage.batch_size % parts:
+        raise ValueError(
+            f"BATCH_SIZE must be a multiple of data x fsdp devices x num_microbatches = "
+            f"{mesh.shape['data']} x {mesh.shape['fsdp']} x {stage.num_microbatches}; found {stage.batch_size}"
+        )
+    partitioning.param_shardings(route.config(index), mesh)

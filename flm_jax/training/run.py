@@ -1,0 +1,376 @@
+"""A run under way: from the state on disk through its stages to the end.
+
+The batch of a step is a function of how many sequences were read before it, and a growth is a function of the state
+before it and the seed, so the newest checkpoint is all there is to resume from: in a stage, in a ramp, at a boundary.
+"""
+
+import contextlib
+import difflib
+import enum
+import functools
+import math
+import time
+from collections.abc import Generator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import gin
+import jax
+import numpy as np
+
+from flm_jax.grow.errors import FunctionChangedError
+from flm_jax.grow.lineage import Lineage
+from flm_jax.grow.schedule import Route
+from flm_jax.grow.verification import Difference, Gate
+from flm_jax.tasks.reader import Reader
+from flm_jax.training import hardware
+from flm_jax.training.checkpoints import CheckpointMismatchError, Checkpoints, Metadata
+from flm_jax.training.held_out import HeldOutEvaluator, to_devices
+from flm_jax.training.leg import Leg
+from flm_jax.training.loss_slope import LossSlope
+from flm_jax.training.run_log import RunLog
+from flm_jax.training.speed import Speedometer
+from flm_jax.training.state import TrainState
+from flm_jax.training.stop import StopRequest
+
+if TYPE_CHECKING:
+    from flm_jax.training.trainer import Trainer
+
+
+class TrainingAbortedError(RuntimeError):
+    """Too many steps in a row had gradients that were not finite; the last good checkpoint is intact."""
+
+
+class Outcome(enum.Enum):
+    """How a run ended without an error."""
+
+    FINISHED = "finished"
+    STOPPED = "stopped by a signal, checkpoint saved"
+
+
+class Run:
+    """The moving parts of `Trainer.run`."""
+
+    def __init__(
+        self,
+        trainer: "Trainer",
+        route: Route,
+        directory: Path,
+        reader: Reader,
+        checkpoints: Checkpoints,
+        stop: StopRequest,
+    ) -> None:
+        self.trainer = trainer
+        self.route = route
+        self.directory = directory
+        self.reader = reader
+        self.checkpoints = checkpoints
+        self.stop = stop
+        self.changed: list[str] = []
+        self.window: list[dict[str, float]] = []
+        self.leg: Leg
+        self.slope: LossSlope
+        self.state = self._restore_or_create()
+        self.last_step = self.first_step = int(self.state.step)
+        self.peak = hardware.peak(self.leg.config.dtype, list(self.leg.mesh.devices.flat))
+
+    def run(self) -> Outcome:
+        """Trains and grows to the end, or until a stop is asked for."""
+        with RunLog(self.directory, self.first_step, self.leg.end_of_run) as log:
+            self.log = log
+            self._introduce()
+            while True:
+                with self.leg.context():
+                    self._train_leg()
+                if self.stop.received and not (self.leg.is_last and self._is_over()):
+                    log.line(
+                        f"step {self.last_step}: {Outcome.STOPPED.value}; the same command goes on from here"
+                    )
+                    return Outcome.STOPPED
+                if self.leg.is_last:
+                    return Outcome.FINISHED
+                self._grow()
+
+    def _train_leg(self) -> None:
+        """Trains the present stage to its end, or to a stop, and saves."""
+        trainer, leg, log = self.trainer, self.leg, self.log
+        self.held_out = HeldOutEvaluator(
+            leg.model,
+            leg.mesh,
+            list(self.reader.tasks.values()),
+            leg.stage.batch_size,
+            trainer.eval_sequences,
+        )
+        self.speed = Speedometer(leg.config, self.route.length, self.peak)
+        log.line(leg.introduction())
+        if self._is_over():
+            if leg.is_last:
+                log.line(
+                    f"nothing to train: the checkpoint is at step {self.last_step}, the last stage ends at {leg.end} "
+                    "(TRAIN_STEPS)"
+                )
+        else:
+            self._compile()
+        if trainer.eval_period and self.held_out.missing:
+            log.line(f"not evaluated, for want of a validation split: {', '.join(self.held_out.missing)}")
+        if self._evaluation_due() and not log.evaluated_at(self.last_step):
+            self._evaluate()
+        self.speed.restart()
+        with contextlib.closing(self._batches()) as batches:
+            while not self._is_over() and not self.stop.received:
+                if self._masked and self.last_step >= leg.lineage.ramp_end:
+                    with self.speed.paused():
+                        self._compile()
+                self._one_step(next(batches))
+        if self._is_over():
+            self.checkpoints.pin(self.last_step)
+        self._save()
+        self.checkpoints.wait()
+
+    def _one_step(self, batch: Mapping[str, np.ndarray]) -> None:
+        """Takes one step, and does what is due behind it."""
+        trainer = self.trainer
+        self.state, metrics = self._train_step(self.state, to_devices(batch, self.leg.batch_sharding))
+        # Reading the metrics waits for the step. On a CPU with virtual devices, steps that are dispatched on top
+        # of each other can deadlock.
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        done = self.last_step = self.last_step + 1
+        self.log.advance()
+        self.speed.step(values["tokens"])
+        self.window.append(values)
+        if done > self.leg.lineage.ramp_end and not values["skipped_in_a_row"]:
+            self.slope.add(self.leg.tokens(done), values["loss"])
+        if values["skipped_in_a_row"]:
+            self.log.line(
+                f"step {done}: gradient not finite, step skipped ({values['skipped_in_a_row']:.0f} in a row, "
+                f"{values['skipped']:.0f} in all)"
+            )
+            if values["skipped_in_a_row"] >= trainer.max_skipped_in_a_row:
+                self._report()
+                raise TrainingAbortedError(
+                    f"at step {done} the gradients were not finite {values['skipped_in_a_row']:.0f} times in a row "
+                    f"(Trainer.max_skipped_in_a_row = {trainer.max_skipped_in_a_row}); the parameters are those before "
+                    "the first of them. Lower the learning rate, or look at the data of these steps."
+                )
+        over = self._is_over()
+        if done % trainer.log_period == 0 or over:
+            self._report()
+        # Saved first: an evaluation may be long, and one that is cut short is made up for by the next start.
+        if over:
+            self.checkpoints.pin(done)
+        if done % trainer.checkpoint_period == 0 or over:
+            self._save()
+        if self._evaluation_due():
+            self._evaluate()
+
+    def _grow(self) -> None:
+        """Grows the state into the next stage's and proves that the function is kept; the stage's end is saved."""
+        started = time.perf_counter()
+        old = self.leg
+        growth = self.route.plans[old.index]
+        updates = self.last_step - int(self.state.opt_state.total_notfinite)
+        new = self._leg(self.route.grown(old.lineage, self.last_step, updates))
+        gate, rows = Gate(growth, new.model), self._rows_for_gate(old, new)
+        key = jax.random.fold_in(jax.random.key(self.trainer.seed), self.last_step)
+        with old.context():
+            gate.before(self.state.params, to_devices(rows, old.batch_sharding))
+        grow = functools.partial(growth, policy=new.stage.optimizer_state)
+        self.state = jax.block_until_ready(jax.jit(grow, out_shardings=new.shardings)(self.state, key))
+        try:
+            with new.context():
+                found = gate.after(self.state.params, to_devices(rows, new.batch_sharding))
+        except FunctionChangedError as error:
+            raise FunctionChangedError(
+                f"at step {self.last_step}, growing to stage {new.index + 1}: {error}\nThe checkpoint of step "
+                f"{self.last_step}, before the growth, is intact."
+            ) from error
+        self.leg = new
+        self.slope = LossSlope(new.stage.slope_window)
+        self._log_growth(old, new, found, time.perf_counter() - started)
+
+    def _log_growth(self, old: Leg, new: Leg, found: Difference, seconds: float) -> None:
+        self.log.scalars(
+            self.last_step,
+            {
+                "growth/stage": new.index + 1,
+                "growth/parameters": new.config.num_params,
+                "growth/ramp_steps": new.lineage.ramp_end - new.lineage.step,
+                "growth/tokens": new.tokens(self.last_step),
+                "growth/flops": new.flops(self.last_step),
+                "growth/loss_before": found.loss_before,
+                "growth/loss_after": found.loss_after,
+                "growth/gap": found.gap,
+                "growth/own_precision_gap": found.own_precision_gap,
+                "growth/logits": found.logits,
+            },
+        )
+        self.log.line(
+            f"step {self.last_step}: grown from {old.config.num_params:,} to {new.config.num_params:,} parameters in "
+            f"{seconds:.1f} s; loss on the next batch {found.loss_before:.6f} before, {found.loss_after:.6f} after "
+            f"(gap {found.gap:+.2e} nats, logits {found.logits:.1e} relative, {found.precision}"
+            + (
+                f"; {found.own_precision_gap:+.2e} in {new.config.dtype})"
+                if new.config.dtype == "bfloat16"
+                else ")"
+            )
+        )
+
+    def _rows_for_gate(self, old: Leg, new: Leg) -> Mapping[str, np.ndarray]:
+        """The sequences that come next: a microbatch of the new stage, or as many as both meshes can split."""
+        parts = math.lcm(*(leg.mesh.shape["data"] * leg.mesh.shape["fsdp"] for leg in (old, new)))
+        wanted = new.stage.batch_size // new.stage.num_microbatches
+        return self.reader.batch(old.sequences(self.last_step), math.ceil(wanted / parts) * parts)
+
+    def _leg(self, lineage: Lineage) -> Leg:
+        return Leg(self.route, lineage, self.trainer.optimizer, self.trainer.schedule)
+
+    def _restore_or_create(self) -> TrainState:
+        """Sets the present stage and the slope's window besides."""
+        latest = self.checkpoints.latest_step()
+        found = None if latest is None else self.checkpoints.metadata(latest)
+        lineage = Lineage.from_json(found.growth_record) if found else Lineage()
+        if len(lineage.records) >= len(self.route.stages):
+            raise CheckpointMismatchError(
+                f"{self.directory}/checkpoint_{latest} has grown {len(lineage.records)} times, but Trainer.stages has "
+                f"{len(self.route.stages)} stages; give all stages, those that are over too"
+            )
+        self.leg = self._leg(lineage)
+        self.slope = LossSlope(self.leg.stage.slope_window, found.loss_window if found else ())
+        for record in lineage.records:
+            self.checkpoints.pin(record.step)
+        with self.leg.context():
+            if found is None or latest is None:
+                return self.leg.create(self.trainer.seed)
+            wanted = self._metadata()
+            self.changed = _changed_lines(found.gin_config, wanted.gin_config)
+            return self.checkpoints.restore(latest, self.leg.abstract_state, wanted)
+
+    def _metadata(self) -> Metadata:
+        mixture = self.trainer.mixture
+        return Metadata(
+            config=self.leg.config,
+            seed=self.trainer.seed,
+            batch_size=self.leg.stage.batch_size,
+            mixture=mixture if isinstance(mixture, str) else dict(mixture),
+            data=self.reader.identity,
+            gin_config=gin.config_str(),
+            growth_record=self.leg.lineage.to_json(),
+            loss_window=tuple(self.slope.points) if self.leg.stage.slope is not None else (),
+        )
+
+    def _save(self) -> None:
+        self.checkpoints.save(self.state, self._metadata())
+
+    def _is_over(self) -> bool:
+        """Whether the present stage is: by its steps, or because its loss has become flat."""
+        if self.last_step >= self.leg.end:
+            return True
+        slope = None if self.leg.stage.slope is None else self.slope.slope()
+        return slope is not None and slope >= (self.leg.stage.slope or 0.0)
+
+    def _compile(self) -> None:
+        """Compiles the next step's program: under the growth mask while that ramps, without one afterwards."""
+        started = time.perf_counter()
+        self._masked = self.last_step < self.leg.lineage.ramp_end
+        self._train_step = self.leg.lower(self._masked).compile()
+        self.log.line(
+            f"compiled the training step{' under the growth mask' if self._masked else ''} in "
+            f"{time.perf_counter() - started:.1f} s"
+        )
+
+    def _batches(self) -> Generator[Mapping[str, np.ndarray], None, None]:
+        return self.reader.prefetch(
+            self.leg.sequences(self.last_step),
+            self.leg.stage.batch_size,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+
+    def _introduce(self) -> None:
+        if len(self.route.stages) > 1:
+            self.log.line(self.route.describe())
+        begins = f"resumes at step {self.first_step} in" if self.first_step else "begins in"
+        self.log.line(
+            f"peak {self.peak.flops_per_second / 1e12:.3g} TFLOP/s ({self.peak.source}); {begins} "
+            f"{self.trainer.model_dir}"
+        )
+        for line in self.changed:
+            self.log.line(f"changed since the checkpoint: {line}")
+
+    def _report(self) -> None:
+        """Writes the means since the last report; steps weigh by their tokens with loss, skipped ones are left out."""
+        step = self.last_step
+        good = [v for v in self.window if math.isfinite(v["loss"]) and math.isfinite(v["grad_norm"])]
+        latest = self.window[-1]
+        weights = np.array([max(values["loss_tokens"], 1e-9) for values in good])
+        values = {
+            f"train/{name}": float(np.average([v[name] for v in good], weights=weights)) if good else math.nan
+            for name in ("loss", "z_loss", "accuracy", "grad_norm")
+        }
+        updates = step - int(latest["skipped"])
+        values["train/learning_rate"] = float(self.leg.learning_rate(max(updates - 1, 0)))
+        values["train/skipped"] = latest["skipped"]
+        values["train/tokens"] = self.leg.tokens(step)
+        values["train/flops"] = self.leg.flops(step)
+        slope = None if self.leg.stage.slope is None else self.slope.slope()
+        if slope is not None:
+            values["train/loss_slope"] = slope
+        values |= {f"speed/{name}": value for name, value in self.speed.read().items()}
+        self.window.clear()
+        self.log.scalars(step, {name: value for name, value in values.items() if math.isfinite(value)})
+        self.log.line(_line(step, self.leg, values))
+
+    def _evaluation_due(self) -> bool:
+        period = self.trainer.eval_period
+        return bool(period) and (self.last_step % period == 0 or self._is_over())
+
+    def _evaluate(self) -> None:
+        """Loss, bits per byte and accuracy on each task's held-out text."""
+        step = self.last_step
+        with self.speed.paused():
+            tasks = self.held_out(
+                self.state.params, cancelled=lambda: self.stop.received, growth=self.leg.mask_at(step)
+            )
+            if tasks is None:
+                return
+            # One record for all tasks: a run that is killed here has evaluated all of them or none.
+            values = {
+                f"eval/{name}/{measure}": getattr(found, measure)
+                for name, found in tasks.items()
+                for measure in ("loss", "bits_per_byte", "accuracy")
+            }
+            self.log.scalars(step, values)
+            for name, found in tasks.items():
+                self.log.line(
+                    f"eval {step:>6}  {name}: loss {found.loss:.4f} nats/token, {found.bits_per_byte:.4f} bits/byte "
+                    f"({found.tokens:,} tokens)"
+                )
+
+
+def _line(step: int, leg: Leg, values: Mapping[str, float]) -> str:
+    parts = [
+        f"step {step:>6}/{leg.end_of_run}",
+        f"loss {values['train/loss']:.4f}",
+        f"grad {values['train/grad_norm']:.3f}",
+        f"lr {values['train/learning_rate']:.2e}",
+    ]
+    if values["train/skipped"]:
+        parts.append(f"skipped {values['train/skipped']:.0f}")
+    if "train/loss_slope" in values:
+        parts.append(f"slope {values['train/loss_slope']:.3f}")
+    if "speed/tokens_per_second" in values:
+        left = (leg.end - step) * values["speed/seconds_per_step"]
+        parts += [
+            f"{values['speed/tokens_per_second']:,.0f} tok/s",
+            f"{values['speed/seconds_per_step'] * 1e3:,.0f} ms/step",
+            f"MFU {values['speed/mfu']:.1%}",
+            f"HFU {values['speed/hfu']:.1%}",
+            f"{'left' if leg.is_last else 'left in stage'} {time.strftime('%H:%M:%S', time.gmtime(left))}",
+        ]
+    return "  ".join(parts)
+
+
+def _changed_lines(before: str, now: str) -> list[str]:
+    """The bindings that differ between two gin configurations: `- ` as it was, `+ ` as it is."""
+    lines = difflib.ndiff(before.splitlines(), now.splitlines())
+    return [line for line in lines if line.startswith(("- ", "+ ")) and "=" in line]
