@@ -80,11 +80,13 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--top_p", type=float, default=0.95)
     generate.add_argument("--seed", type=int, default=0)
 
-    demo = _verb(verbs, "demo", _demo, "train a small English-Chinese model on text found on this machine")
+    demo = _verb(
+        verbs, "demo", _demo, "train and grow a small English-Chinese model on text found on this machine"
+    )
     demo.add_argument("--out", default="demo_out", help="directory of everything that is made")
     demo.add_argument("--json", help="write the closing table's numbers to this file")
     demo.set_defaults(takes_gin=True)
-    demo.epilog = "--gin.NAME=value is handed on to `flm train`, e.g. --gin.TRAIN_STEPS=50."
+    demo.epilog = "--gin.NAME=value is handed on to `flm train`, e.g. --gin.STEPS_SMALL=50."
     return parser
 
 

@@ -91,7 +91,10 @@ def _code() -> str:
 def _check_macros(used_by_files: set[str]) -> None:
     """Refuses what gin accepts: a macro that nothing reads, which is what a misspelt one is."""
     defined, used = _macros()
-    for name in sorted(defined - used - used_by_files - _SHARED_MACROS):
+    code = _code()
+    # A file sets to None what has no meaning in its runs: TRAIN_STEPS, where every stage has its own.
+    switched_off = set(re.findall(r"(?m)^([A-Za-z_]\w*)\s*=\s*None\s*$", code))
+    for name in sorted(defined - switched_off - used - used_by_files - _SHARED_MACROS):
         close = difflib.get_close_matches(name, used, n=1)
         hint = f"did you mean {close[0]}?" if close else f"in use are {', '.join(sorted(used))}"
         raise GinError(f"the gin macro {name} is set, but nothing uses it; {hint}")
@@ -99,7 +102,6 @@ def _check_macros(used_by_files: set[str]) -> None:
         raise GinError(
             f"the gin macro {name} is used, but not set: give --gin.{name}=value, or a --gin_file that sets it"
         )
-    code = _code()
     referenced = set(re.findall(r"@([\w/]+)/[\w.]+", code))
     for scope in sorted(set(re.findall(r"(?m)^([\w/]+)/[\w.]+\.\w+\s*=", code)) - referenced):
         raise GinError(

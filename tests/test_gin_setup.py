@@ -64,6 +64,14 @@ def test_what_gin_lets_pass_is_refused(bindings: list[str], message: str) -> Non
         gin_setup.parse([TINY, DATA, PRETRAIN], bindings)
 
 
+def test_a_macro_that_has_no_meaning_is_refused() -> None:
+    """A growing run has no TRAIN_STEPS; giving one would have no effect, and says so."""
+    files = [TINY, DATA, PRETRAIN, "gin_configs/growth/demo.gin"]
+    gin_setup.parse(files, ["MODEL_DIR=x"])
+    with pytest.raises(GinError, match="TRAIN_STEPS is set, but nothing uses it"):
+        gin_setup.parse(files, ["MODEL_DIR=x", "TRAIN_STEPS=10"])
+
+
 def test_missing_files_say_where_they_were_looked_for(tmp_path: Path) -> None:
     with pytest.raises(GinError, match=r"--gin_file=nothing.gin: no such file in the working directory"):
         gin_setup.parse(["nothing.gin"], [])
@@ -75,7 +83,9 @@ def test_missing_files_say_where_they_were_looked_for(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", sorted(Path("gin_configs").rglob("*.gin")), ids=str)
 def test_every_shipped_file_parses(path: Path) -> None:
-    companions = {"runs": [TINY, DATA], "data": [], "models": [], "growth": [TINY, DATA, PRETRAIN]}[path.parent.name]
+    companions = {"runs": [TINY, DATA], "data": [], "models": [], "growth": [TINY, DATA, PRETRAIN]}[
+        path.parent.name
+    ]
     bindings = ["MODEL_DIR=x", "TRAIN_STEPS=10"] if path.name == "pretrain.gin" else []
     bindings = ["MODEL_DIR=x"] if path.name == "demo.gin" and path.parent.name == "runs" else bindings
     bindings = ["MODEL_DIR=x"] if path.parent.name == "growth" else bindings

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from flm_jax.demo import report, text
+from flm_jax.grow.lineage import Lineage
 from flm_jax.training.checkpoints import load_params
 from flm_jax.training.run_log import read_metrics
 from flm_jax.training.stop import stop_on_sigterm
 
-VOCAB_SIZE = 8_192  # of flm_tiny
+VOCAB_SIZE = 8_192  # of every stage
 TOKENIZER_BYTES = 4_000_000  # of text that the tokenizer learns from
 PROMPTS = ("The function returns", "Python is", "中国", "这本书")
 
@@ -26,12 +27,12 @@ class DemoError(RuntimeError):
 
 
 def demo(out: str | Path, json_file: str | Path | None, flags: Sequence[str] = ()) -> dict[str, Any]:
-    """Trains a small bilingual model on text of this machine.
+    """Trains a small bilingual model that grows twice, on text of this machine.
 
     Args:
         out: Directory of everything: `text/`, `tokenizer.model`, `prepared/`, `run/`, `curves.png`.
         json_file: Where the closing table's numbers go; None for nowhere.
-        flags: Further gin flags of `flm train`, such as `--gin.TRAIN_STEPS=50`.
+        flags: Further gin flags of `flm train`, such as `--gin.STEPS_SMALL=50`.
 
     Returns:
         The closing table's numbers.
@@ -66,7 +67,8 @@ def demo(out: str | Path, json_file: str | Path | None, flags: Sequence[str] = (
 
     _headline("5/5 what came out")
     metadata, _, _ = load_params(run)
-    numbers = report.summary(run, metadata.config, metadata.data["length"], seconds)
+    sources = [growth.source for growth in Lineage.from_json(metadata.growth_record).records]
+    numbers = report.summary(run, [*sources, metadata.config], seconds)
     numbers["resumed_from_step"] = int(before)
     if before:
         print(f"training went on from step {before:.0f}; its seconds are those of the rest\n")

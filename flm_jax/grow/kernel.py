@@ -32,8 +32,9 @@ def grow_array(
     """
     grown = old
     mine = {axis: maps[axis] for axis in maps if axis in axes}
-    for axis, axis_map in mine.items():
-        grown = _extend(grown, axes.index(axis), axis_map, fills[axis])
+    # `embed` is split over the most devices, which exchange what they hold: first, while the array is small.
+    for axis in sorted(mine, key=lambda axis: axis != "embed"):
+        grown = _extend(grown, axes.index(axis), mine[axis], fills[axis])
     fresh = draw(grown.shape) if any(fills[axis] is Fill.INIT for axis in mine) else None
     for axis, axis_map in mine.items():
         fill, dim = fills[axis], axes.index(axis)

@@ -1,5 +1,6 @@
 """Small runs of the trainer, in this process and in one of their own."""
 
+import os
 import subprocess
 import sys
 import warnings
@@ -86,6 +87,7 @@ def start(gin_file: Path, model_dir: Path, prepared_dir: Path, *flags: str) -> s
         "PATH": "/usr/bin:/bin",
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": str(Path(__file__).parents[2]),
+        **{name: value for name, value in os.environ.items() if "COMPIL" in name},  # the session's cache
     }
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
