@@ -47,6 +47,7 @@ setup(
         "dev": [
             "pytest>=8.4",
             "hypothesis>=6.140",
+            "pytest-xdist>=3.8",  # compiling small programs keeps one core busy; the tests take two
             "ruff>=0.14",
             "mypy>=1.18",
             "snownlp>=0.12.3",

@@ -4,6 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from flm_jax import grow as grow
     from flm_jax import presets as presets
     from flm_jax.config import ModelConfig as ModelConfig
     from flm_jax.model import LanguageModel as LanguageModel
@@ -19,12 +20,14 @@ _HOMES = {
     "LanguageModel": "flm_jax.model",
 }
 
-__all__ = ["Decoder", "LanguageModel", "ModelConfig", "presets"]
+_MODULES = ("grow", "presets")
+
+__all__ = ["Decoder", "LanguageModel", "ModelConfig", "grow", "presets"]
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
-    if name == "presets":
-        return importlib.import_module("flm_jax.presets")
+    if name in _MODULES:
+        return importlib.import_module(f"flm_jax.{name}")
     raise AttributeError(f"module 'flm_jax' has no attribute {name!r}; it has {', '.join(__all__)}")

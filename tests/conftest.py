@@ -12,9 +12,10 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 # The CPU client's threads; with fewer than about four a virtual device, collectives can deadlock.
 os.environ["NPROC"] = "32"
 
-_compiled = tempfile.mkdtemp(prefix="flm_jax_compiled_")
-atexit.register(shutil.rmtree, _compiled, ignore_errors=True)
-os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled
+if "PYTEST_XDIST_WORKER" not in os.environ:  # a worker shares what the process that started it has made
+    _compiled = tempfile.mkdtemp(prefix="flm_jax_compiled_")
+    atexit.register(shutil.rmtree, _compiled, ignore_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
 # Compilation makes the first example slow; the same examples every time, so that a failure can be repeated.

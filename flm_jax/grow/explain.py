@@ -29,7 +29,11 @@ def explain(plan: "GrowthPlan") -> str:
             )
         if target.norm_epsilon != source.norm_epsilon:
             lines.append(f"  norm_epsilon {source.norm_epsilon:g} -> {target.norm_epsilon:g}")
-    if plan.exact:
+    if plan.exact and target.param_dtype == "bfloat16":
+        lines.append(
+            f"  the function is kept: loss to {LOSS['bfloat16']:g} nats, the weights themselves being rounded"
+        )
+    elif plan.exact:
         lines.append(
             f"  the function is kept: logits to {LOGITS['float64']:g} relative in float64, {LOGITS['float32']:g} in "
             f"float32; loss to {LOSS['float32']:g} nats in float32, {LOSS['bfloat16']:g} in bfloat16"

@@ -9,6 +9,7 @@ import difflib
 import enum
 import functools
 import math
+import re
 import time
 from collections.abc import Generator, Mapping
 from pathlib import Path
@@ -373,4 +374,5 @@ def _line(step: int, leg: Leg, values: Mapping[str, float]) -> str:
 def _changed_lines(before: str, now: str) -> list[str]:
     """The bindings that differ between two gin configurations: `- ` as it was, `+ ` as it is."""
     lines = difflib.ndiff(before.splitlines(), now.splitlines())
-    return [line for line in lines if line.startswith(("- ", "+ ")) and "=" in line]
+    # gin writes comments and rulers between the bindings.
+    return [line for line in lines if re.match(r"[-+] [^#]*=", line)]

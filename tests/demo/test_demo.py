@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from flm_jax.demo import report, text
-from flm_jax.presets import flm_tiny
+from tests.models import small_config
 
 
 def test_docstrings_are_named_and_not_repeated(tmp_path: Path) -> None:
@@ -56,23 +56,38 @@ def test_what_is_there_is_kept(
 
 
 def test_report(tmp_path: Path) -> None:
-    records = [
-        {"step": 0, f"eval/{task}/loss": 9.0, f"eval/{task}/bits_per_byte": 4.0} for task in report.LANGUAGES
-    ]
-    records += [
-        {"step": step, "train/loss": 9.0 - step, "train/tokens": 100 * step, "train/skipped": 0.0,
-         "speed/tokens_per_second": 10.0 * step, "speed/mfu": 0.1 * step, "speed/hfu": 0.2}
-        for step in (1, 2, 3)
-    ]  # fmt: skip
-    records += [
-        {"step": 3, f"eval/{task}/loss": 5.0, f"eval/{task}/bits_per_byte": 2.0} for task in report.LANGUAGES
-    ]
+    """Two stages of two steps: 100 tokens and 10 FLOPs a step, then 100 and 30."""
+    configs = [small_config(), small_config(d_model=32)]
+    flops = [0, 10, 20, 50, 80]
+
+    def evaluation(step: int, loss: float) -> dict[str, float]:
+        losses = {f"eval/{task}/loss": loss for task in report.LANGUAGES}
+        return {
+            "step": step,
+            **losses,
+            **{f"eval/{task}/bits_per_byte": loss / 2 for task in report.LANGUAGES},
+        }
+
+    def training(step: int) -> dict[str, float]:
+        return {"step": step, "train/loss": 9.0 - step, "train/tokens": 100 * step, "train/flops": flops[step],
+                "train/skipped": 0.0, "speed/tokens_per_second": 10.0 * step, "speed/mfu": 0.1 * step,
+                "speed/hfu": 0.2}  # fmt: skip
+
+    growth = {"step": 2, "growth/gap": 1e-7, "growth/tokens": 200, "growth/flops": 20, "growth/loss_before": 7.5,
+              "growth/loss_after": 7.5000001, "growth/logits": 2e-7, "growth/parameters": 5e6}  # fmt: skip
+    records = [evaluation(0, 9.0), training(1), training(2), evaluation(2, 7.0), growth, training(3), training(4),
+               evaluation(4, 5.0)]  # fmt: skip
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    numbers = report.summary(tmp_path, flm_tiny(), length=256, seconds=12.0)
-    assert numbers["tokens"] == 300 and numbers["steps"] == 3 and numbers["tokens_per_second"] == 20.0
-    assert numbers["flops"] == pytest.approx(300 * flm_tiny().flops_per_token(256))
-    assert numbers["held_out"]["zh"]["loss"] == {"start": 9.0, "end": 5.0}
-    assert "held-out Chinese" in report.table(numbers) and "9.000 -> 5.000" in report.table(numbers)
+    numbers = report.summary(tmp_path, configs, seconds=12.0)
+    assert numbers["tokens"] == 400 and numbers["steps"] == 4 and numbers["flops"] == 80
+    assert [stage["flops"] for stage in numbers["stages"]] == [20, 60]
+    assert [stage["tokens"] for stage in numbers["stages"]] == [200, 200]
+    assert [stage["tokens_per_second"] for stage in numbers["stages"]] == [20, 40]
+    zh = [stage["held_out"]["zh"]["loss"] for stage in numbers["stages"]]
+    assert zh == [{"start": 9.0, "end": 7.0}, {"start": 7.0, "end": 5.0}]
+    assert numbers["growths"][0]["gap"] == 1e-7 and numbers["growths"][0]["step"] == 2
+    shown = report.table(numbers)
+    assert "7.000 -> 5.000" in shown and "9.000 -> 5.000" in shown and "+1.0e-07" in shown
     report.write_json(tmp_path / "deep" / "numbers.json", numbers)
     assert json.loads((tmp_path / "deep" / "numbers.json").read_text()) == numbers
     report.figure(tmp_path, tmp_path / "curves.png")

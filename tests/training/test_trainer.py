@@ -96,6 +96,14 @@ def test_a_finished_run_has_nothing_to_do(tmp_path: Path, prepared_dir: Path, ca
     )
 
 
+def test_changed_bindings_are_told_without_gins_rulers() -> None:
+    before = "# Parameters for A:\n# ====\nA.b = 1\nA.c = 2\n"
+    assert run_module._changed_lines(before, "# Parameters:\n# =====\nA.b = 1\nA.c = 3\n") == [
+        "- A.c = 2",
+        "+ A.c = 3",
+    ]
+
+
 def test_seed_changes_the_run(tmp_path: Path, prepared_dir: Path) -> None:
     losses = []
     for seed in (0, 0, 1):
