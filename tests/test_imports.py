@@ -59,6 +59,13 @@ def test_training_from_prepared_files_and_generating_need_no_tensorflow(
     assert "orbax" in found  # it did train
 
 
+def test_growing_needs_no_tensorflow_and_no_checkpoints() -> None:
+    found = modules_after(
+        "import flm_jax.grow, flm_jax.presets as p; flm_jax.grow.plan(p.flm_16b(), p.flm_101b()).explain()"
+    )
+    assert not found & {*HEAVY, "t5x"}
+
+
 def test_public_names() -> None:
     for name in flm_jax.__all__:
         assert getattr(flm_jax, name) is not None

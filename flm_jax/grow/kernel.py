@@ -15,7 +15,7 @@ def grow_array(
     axes: tuple[str, ...],
     maps: Mapping[str, AxisMap],
     fills: Mapping[str, Fill],
-    weight: float,
+    weight: jax.Array | float,
     draw: Callable[[tuple[int, ...]], jax.Array],
 ) -> jax.Array:
     """Grows one array; pure, and the same on every mesh.
@@ -47,7 +47,7 @@ def grow_array(
         elif fill is Fill.MEAN:
             total = jnp.sum(jnp.where(is_new, 0, grown), axis=dim, keepdims=True)
             grown = jnp.where(is_new, total / len(axis_map.old_positions), grown)
-    return grown if weight == 1 else grown * jnp.asarray(weight, grown.dtype)
+    return grown * jnp.asarray(weight, grown.dtype)
 
 
 def _extend(array: jax.Array, dim: int, axis_map: AxisMap, fill: Fill) -> jax.Array:

@@ -10,8 +10,7 @@ import optax
 from flm_jax import parameters
 from flm_jax.aged_adam import AgedAdamState
 from flm_jax.grow.errors import GrowthError, UnknownStateError
-from flm_jax.grow.kernel import grow_array
-from flm_jax.grow.operators import Fill
+from flm_jax.grow.leaf import CarryOut, fresh_moment, grow_moment
 from flm_jax.parameters import Parameter
 
 if TYPE_CHECKING:
@@ -28,7 +27,7 @@ _MOMENTS: Mapping[type, Mapping[str, int]] = {
 _PLAIN = (optax.EmptyState, optax.ScaleByScheduleState)
 
 
-def grow_opt_state(plan: "GrowthPlan", state: Any, policy: str) -> Any:
+def grow_opt_state(plan: "GrowthPlan", state: Any, policy: str, carry_out: CarryOut) -> Any:
     """See `GrowthPlan.opt_state`."""
     if policy not in POLICIES:
         raise GrowthError(
@@ -38,11 +37,11 @@ def grow_opt_state(plan: "GrowthPlan", state: Any, policy: str) -> Any:
     if isinstance(state, _PLAIN):
         return state
     if isinstance(state, optax.ApplyIfFiniteState):
-        return state._replace(inner_state=grow_opt_state(plan, state.inner_state, policy))
+        return state._replace(inner_state=grow_opt_state(plan, state.inner_state, policy, carry_out))
     if type(state) in _MOMENTS:
-        return _grow_moments(plan, state, policy)
+        return _grow_moments(plan, state, policy, carry_out)
     if type(state) is tuple:  # of `optax.chain`
-        return tuple(grow_opt_state(plan, part, policy) for part in state)
+        return tuple(grow_opt_state(plan, part, policy, carry_out) for part in state)
     known = ", ".join(sorted(kind.__name__ for kind in (*_MOMENTS, *_PLAIN, optax.ApplyIfFiniteState)))
     raise UnknownStateError(
         f"how optimizer state of type {type(state).__name__} grows is not known: expected chains of {known}; "
@@ -50,16 +49,12 @@ def grow_opt_state(plan: "GrowthPlan", state: Any, policy: str) -> Any:
     )
 
 
-def _grow_moments(plan: "GrowthPlan", state: Any, policy: str) -> Any:
-    carries = {axis: operator.carries_moments for axis, operator in plan.chosen.items()}
-    fills = {axis: Fill.COPY if carried else Fill.ZERO for axis, carried in carries.items()}
-
+def _grow_moments(plan: "GrowthPlan", state: Any, policy: str, carry_out: CarryOut) -> Any:
     def moment(degree: int) -> Callable[[Parameter, jax.Array], jax.Array]:
         def one(row: Parameter, old: jax.Array) -> jax.Array:
             if policy == "reset":
-                return jnp.zeros(row.shape(plan.target), old.dtype)
-            weight = plan.gradient_weight(row) ** degree
-            return grow_array(old, row.axes, plan.maps, fills, weight, _no_draw)
+                return carry_out(fresh_moment, plan, row, old)
+            return carry_out(grow_moment, plan, row, old, plan.gradient_weight(row) ** degree)
 
         return one
 
@@ -87,7 +82,3 @@ def _births(plan: "GrowthPlan", axis: str, births: jax.Array, count: jax.Array, 
     if plan.chosen[axis].carries_moments:
         return inherited
     return jnp.where(axis_map.is_new, count.astype(births.dtype), inherited)
-
-
-def _no_draw(shape: tuple[int, ...]) -> jax.Array:
-    raise AssertionError(f"moments are never drawn, asked for {shape}")

@@ -1,7 +1,6 @@
 """A growth from one model to another, decided on sizes alone: `plan(source, target, method)`."""
 
 import dataclasses
-import functools
 import math
 import zlib
 from collections.abc import Mapping
@@ -16,7 +15,7 @@ from flm_jax.grow import operators
 from flm_jax.grow.axis_map import AxisMap
 from flm_jax.grow.errors import FixedFieldError, GrowthError, ShrinkingError
 from flm_jax.grow.explain import explain
-from flm_jax.grow.kernel import grow_array
+from flm_jax.grow.leaf import CarryOut, grow_parameter, inline
 from flm_jax.grow.operators import FIELDS, Operator, Rule
 from flm_jax.grow.optimizer_state import grow_opt_state
 from flm_jax.layers.growth_mask import GrowthMask
@@ -74,44 +73,47 @@ class GrowthPlan:
         """New gradient over old, likewise."""
         return math.prod(rule.gradient_weight for rule in self.rules(row).values())
 
-    def params(self, params: Any, rng: jax.Array) -> Any:
+    def params(self, params: Any, rng: jax.Array, carry_out: CarryOut = inline) -> Any:
         """The grown parameters; pure, to be jitted with `out_shardings`.
 
         Args:
             params: Of `source`.
             rng: Key of the new weights' draws, which depend on it and on the parameters' names only.
+            carry_out: How each leaf is grown; `leaf.LeafByLeaf(mesh)`, outside of jit, holds no old array longer than
+                it must.
         """
         rows = parameters.table(self.target)
         self._check_shapes(params)
 
         def one(path: Any, row: Parameter, old: jax.Array) -> jax.Array:
-            rules = self.rules(row)
             name = "/".join(str(key.key) for key in path)
             # Python's own hash differs from process to process.
             key = jax.random.fold_in(rng, zlib.crc32(name.encode()))
-            draw = functools.partial(parameters.initializer(row, self.target), key, dtype=old.dtype)
-            fills = {axis: rule.fill for axis, rule in rules.items()}
-            return grow_array(old, row.axes, self.maps, fills, self.weight(row), draw)
+            return carry_out(grow_parameter, self, row, old, key)
 
         return jax.tree_util.tree_map_with_path(one, rows, params, is_leaf=parameters.is_parameter)
 
-    def opt_state(self, opt_state: Any, policy: str = "carry") -> Any:
+    def opt_state(self, opt_state: Any, policy: str = "carry", carry_out: CarryOut = inline) -> Any:
         """The grown optimizer state; pure.
 
         Args:
             opt_state: Of an optimizer over the parameters of `source`.
             policy: `carry` keeps the moments of what was there and gives new entries none; their age begins under
                 `aged_adam`. `reset` begins Adam anew.
+            carry_out: As in `params`.
 
         Raises:
             UnknownStateError: a part of the state is of a type that the library does not know how to grow.
         """
-        return grow_opt_state(self, opt_state, policy)
+        return grow_opt_state(self, opt_state, policy, carry_out)
 
-    def __call__(self, state: Any, rng: jax.Array, policy: str = "carry") -> Any:
+    def __call__(
+        self, state: Any, rng: jax.Array, policy: str = "carry", carry_out: CarryOut = inline
+    ) -> Any:
         """Grows a `TrainState`, or any named tuple with `params` and `opt_state`; pure."""
         return state._replace(
-            params=self.params(state.params, rng), opt_state=self.opt_state(state.opt_state, policy)
+            params=self.params(state.params, rng, carry_out),
+            opt_state=self.opt_state(state.opt_state, policy, carry_out),
         )
 
     def multipliers(self, source: Multipliers) -> Multipliers:

@@ -7,7 +7,6 @@ before it and the seed, so the newest checkpoint is all there is to resume from:
 import contextlib
 import difflib
 import enum
-import functools
 import math
 import re
 import time
@@ -20,6 +19,7 @@ import jax
 import numpy as np
 
 from flm_jax.grow.errors import FunctionChangedError
+from flm_jax.grow.leaf import LeafByLeaf
 from flm_jax.grow.lineage import Lineage
 from flm_jax.grow.schedule import Route
 from flm_jax.grow.verification import Difference, Gate
@@ -175,8 +175,8 @@ class Run:
         key = jax.random.fold_in(jax.random.key(self.trainer.seed), self.last_step)
         with old.context():
             gate.before(self.state.params, to_devices(rows, old.batch_sharding))
-        grow = functools.partial(growth, policy=new.stage.optimizer_state)
-        self.state = jax.block_until_ready(jax.jit(grow, out_shardings=new.shardings)(self.state, key))
+        grown = growth(self.state, key, new.stage.optimizer_state, LeafByLeaf(new.mesh))
+        self.state = jax.device_put(grown, new.shardings)  # counters, from the old mesh to the new
         try:
             with new.context():
                 found = gate.after(self.state.params, to_devices(rows, new.batch_sharding))

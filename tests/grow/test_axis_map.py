@@ -1,0 +1,90 @@
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flm_jax.grow import axis_map
+from flm_jax.grow.axis_map import AxisMap
+
+MAKERS = {"append": axis_map.append, "spread": axis_map.spread, "stack": axis_map.stack}
+makers = st.sampled_from(sorted(MAKERS))
+
+
+@st.composite
+def sizes(draw: st.DrawFn, count: int) -> list[int]:
+    """Sizes of one axis through a row of growths."""
+    found = [draw(st.integers(1, 12))]
+    for _ in range(count - 1):
+        found.append(found[-1] + draw(st.integers(0, 15)))
+    return found
+
+
+def same(one: AxisMap, other: AxisMap) -> bool:
+    return np.array_equal(one.source, other.source) and np.array_equal(one.is_new, other.is_new)
+
+
+@given(makers, sizes(2))
+def test_every_old_entry_stands_once_and_in_order(name: str, sizes: list[int]) -> None:
+    old, new = sizes
+    found = MAKERS[name](old, new)
+    assert found.source.shape == found.is_new.shape == (new,)
+    assert np.all((found.source >= 0) & (found.source < old))
+    np.testing.assert_array_equal(found.source[found.old_positions], np.arange(old))
+    values = np.random.default_rng(0).standard_normal(old)
+    np.testing.assert_array_equal(values[found.source][found.old_positions], values)
+
+
+@given(sizes(2))
+def test_append_is_padding_at_the_end(sizes: list[int]) -> None:
+    assert axis_map.append(*sizes).appends
+    assert axis_map.stack(*sizes).appends
+    values = np.arange(1, sizes[0] + 1)
+    found = axis_map.append(*sizes)
+    padded = np.where(found.is_new, 0, values[found.source])
+    np.testing.assert_array_equal(padded, np.pad(values, (0, sizes[1] - sizes[0])))
+
+
+@given(sizes(2))
+def test_spread_is_even_and_new_entries_stand_behind_their_source(sizes: list[int]) -> None:
+    old, new = sizes
+    found = axis_map.spread(old, new)
+    assert np.all(np.diff(found.source) >= 0)
+    assert set(np.bincount(found.source, minlength=old)) <= {new // old, -(-new // old)}
+    new_positions = np.flatnonzero(found.is_new)
+    np.testing.assert_array_equal(found.source[new_positions], found.source[new_positions - 1])
+
+
+@given(sizes(2))
+def test_stack_repeats_the_whole_axis(sizes: list[int]) -> None:
+    np.testing.assert_array_equal(axis_map.stack(*sizes).source, np.arange(sizes[1]) % sizes[0])
+
+
+@given(makers, makers, makers, sizes(4))
+def test_growths_one_after_the_other_compose(first: str, second: str, third: str, sizes: list[int]) -> None:
+    a, b, c = (MAKERS[name](*sizes[i : i + 2]) for i, name in enumerate((first, second, third)))
+    both = a.then(b)
+    values = np.random.default_rng(0).standard_normal(sizes[0])
+    np.testing.assert_array_equal(values[a.source][b.source], values[both.source])
+    # What was there at first is what was there before the first and before the second.
+    np.testing.assert_array_equal(both.old_positions, b.old_positions[a.old_positions])
+    assert same(both.then(c), a.then(b.then(c)))
+
+
+@pytest.mark.parametrize("maker", [axis_map.append, axis_map.stack])
+@given(sizes(3))
+def test_two_steps_are_one(maker: Callable[[int, int], AxisMap], sizes: list[int]) -> None:
+    """Stacking needs whole copies for that: 2 to 3 to 4 is (0, 1, 0, 0), not (0, 1, 0, 1)."""
+    small, _, large = sizes
+    middle = small * (sizes[1] // small) if maker is axis_map.stack else sizes[1]
+    assert same(maker(small, middle).then(maker(middle, large)), maker(small, large))
+
+
+def test_the_documented_examples() -> None:
+    assert same(axis_map.append(2, 5), AxisMap(np.array([0, 1, 0, 0, 0]), np.array([0, 0, 1, 1, 1], bool)))
+    assert same(
+        axis_map.spread(4, 6), AxisMap(np.array([0, 0, 1, 2, 2, 3]), np.array([0, 1, 0, 0, 1, 0], bool))
+    )
+    assert same(axis_map.stack(2, 5), AxisMap(np.array([0, 1, 0, 1, 0]), np.array([0, 0, 1, 1, 1], bool)))
+    assert not axis_map.spread(4, 6).appends

@@ -1,0 +1,164 @@
+import dataclasses
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from flm_jax import Decoder, ModelConfig, grow, presets
+from flm_jax.grow.errors import FixedFieldError, GrowthError, ShrinkingError, UnknownMethodError
+from flm_jax.grow.operators import FIELDS
+from flm_jax.optimizer import width_multipliers
+from tests.grow.growths import grown_config
+from tests.models import small_config
+
+SOURCE = small_config()
+TARGET = grown_config(SOURCE)
+
+
+@pytest.mark.parametrize("field", sorted(FIELDS.values()))
+def test_shrinking_is_refused(field: str) -> None:
+    """Also while another axis grows."""
+    target = dataclasses.replace(TARGET, **{field: getattr(SOURCE, field) - 1})
+    with pytest.raises(
+        ShrinkingError, match=rf"cannot make {field} smaller.*bind ModelConfig\.{field} of this stage"
+    ):
+        grow.plan(SOURCE, target)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "reason"),
+    [
+        ("head_dim", 10, "grow num_heads instead"),
+        ("vocab_size", 128, "train with the final vocabulary"),
+        ("parametrization", "standard", "the function would be another"),
+        ("output_mult", 1.0, "the function would be another"),
+        ("input_mult", 1.0, "the function would be another"),
+        ("xpos_theta", 5e5, "the function would be another"),
+        ("xpos_scale_base", None, "the function would be another"),
+        ("param_dtype", "bfloat16", "the function would be another"),
+    ],
+)
+def test_what_growth_cannot_change_is_refused(field: str, value: Any, reason: str) -> None:
+    target = dataclasses.replace(TARGET, **{field: value})
+    with pytest.raises(FixedFieldError, match=rf"cannot change {field}: .*{reason}.*ModelConfig\.{field} to"):
+        grow.plan(SOURCE, target)
+
+
+def test_what_does_not_touch_the_function_may_change() -> None:
+    changes: dict[str, Any] = {
+        "remat": "full",
+        "max_length": SOURCE.max_length,
+        "init_std": 0.02,
+        "dtype": "bfloat16",
+    }
+    plan = grow.plan(SOURCE, dataclasses.replace(TARGET, **changes))
+    assert {name: getattr(plan.target, name) for name in changes} == changes
+
+
+def test_a_growth_of_nothing_is_refused() -> None:
+    with pytest.raises(
+        GrowthError, match=r"nothing grows.*ModelConfig\.d_model, num_heads, d_ff, num_layers"
+    ):
+        grow.plan(SOURCE, SOURCE)
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ("net2net", r"unknown growth method 'net2net': expected one of msg, lemon, gstack.*Stage\.method"),
+        ("gstack", r"the method 'gstack' says nothing of embed, heads, mlp, which the target grows"),
+        (
+            {"embed": "mask", "heads": "zero"},
+            r"says nothing of mlp, layers, .*'mlp': 'mask', 'layers': 'mask'",
+        ),
+        ({"embed": "stack"}, r"unknown operator 'embed': 'stack' in Stage\.method; expected one of"),
+        ({"vocab": "zero"}, r"unknown operator 'vocab': 'zero'"),
+    ],
+)
+def test_unknown_methods_are_refused(method: Any, message: str) -> None:
+    with pytest.raises(UnknownMethodError, match=message):
+        grow.plan(SOURCE, TARGET, method)
+
+
+def test_every_error_is_a_growth_error_and_a_value_error() -> None:
+    for kind in (UnknownMethodError, ShrinkingError, FixedFieldError):
+        assert issubclass(kind, GrowthError) and issubclass(GrowthError, ValueError)
+
+
+@pytest.mark.parametrize("method", ["msg", "lemon"])
+def test_the_plan_sets_the_epsilon_that_must_run(method: str) -> None:
+    """The requested one is not read: only the source's, scaled for average expansion, keeps the function."""
+    asked = dataclasses.replace(TARGET, norm_epsilon=0.5)
+    found = grow.plan(SOURCE, asked, method).target
+    ratio = SOURCE.d_model / TARGET.d_model if method == "lemon" else 1
+    assert found == dataclasses.replace(TARGET, norm_epsilon=SOURCE.norm_epsilon * ratio)
+    # Growths in a row: the next plan starts from what has run.
+    again = grow.plan(found, dataclasses.replace(found, d_model=54), method).target
+    assert again.norm_epsilon == pytest.approx(
+        SOURCE.norm_epsilon * (SOURCE.d_model / 54 if method == "lemon" else 1)
+    )
+
+
+def test_multipliers_are_the_sources_with_the_fold() -> None:
+    plan, before = grow.plan(SOURCE, TARGET, "msg"), width_multipliers(SOURCE)
+    found, fold = plan.multipliers(before), TARGET.d_model / SOURCE.d_model
+    assert found.learning_rate["layers"] == before.learning_rate["layers"]
+    assert found.weight_decay["layers"] == before.weight_decay["layers"]
+    assert found.learning_rate["layers"] != width_multipliers(plan.target).learning_rate["layers"]
+    for name in ("scale", "bias"):
+        assert found.learning_rate["final_norm"][name] == pytest.approx(fold)
+        assert found.epsilon["final_norm"][name] == pytest.approx(1 / fold)
+    assert set(jax.tree.leaves((found.epsilon["layers"], found.epsilon["token_embedding"]))) == {1.0}
+    # What multiplies a parameter divides its decay, so that rate times decay stays.
+    decayed = before._replace(weight_decay=jax.tree.map(lambda _: 0.5, before.weight_decay))
+    assert plan.multipliers(decayed).weight_decay["final_norm"]["scale"] == pytest.approx(0.5 / fold)
+
+
+def test_explain_says_what_is_kept_and_what_is_changed() -> None:
+    target = dataclasses.replace(SOURCE, d_model=48, num_layers=4)
+    msg, lemon = (grow.plan(SOURCE, target, method).explain() for method in ("msg", "lemon"))
+    for text in (msg, lemon):
+        assert "d_model 24 -> 48" in text and "num_layers 2 -> 4" in text
+        assert "num_heads" not in text and "d_ff" not in text
+        assert f"{SOURCE.num_params:,} -> {target.num_params:,} parameters" in text
+        assert "gain and bias of the final norm x 2" in text
+        assert "the function is kept: logits to 1e-12 relative in float64, 5e-06 in float32" in text
+        assert "NOT" not in text
+    assert "exact at mask 0" in msg and "growth=plan.mask(value)" in msg and "norm_epsilon" not in msg
+    assert "; exact\n" in lemon and "mask" not in lemon and "norm_epsilon 1e-05 -> 5e-06" in lemon
+    assert "train on as they did while the mask is 0" in msg and "another from the first update" in lemon
+
+
+def test_explain_says_what_is_not_exact() -> None:
+    text = grow.plan(SOURCE, dataclasses.replace(SOURCE, num_layers=4), "gstack").explain()
+    assert "stack: the layers again on top of themselves; NOT exact" in text
+    assert "the function CHANGES" in text and "the function is kept" not in text
+    assert "final norm" not in text
+
+
+def test_no_fold_in_standard_parametrisation() -> None:
+    source = dataclasses.replace(SOURCE, parametrization="standard")
+    assert "final norm" not in grow.plan(source, grown_config(source), "msg").explain()
+
+
+@pytest.mark.parametrize("method", ["msg", "lemon"])
+def test_the_paper_growths_can_be_planned_without_allocating(method: str) -> None:
+    """16B to 51B to 101B: the shapes are those of the models that the plans say must be run."""
+    start = time.monotonic()
+    source: ModelConfig = presets.flm_16b()
+    for larger in (presets.flm_51b(), presets.flm_101b()):
+        plan = grow.plan(source, larger, method)
+        rng = jax.eval_shape(lambda: jax.random.key(0))
+        old, new = (
+            jax.eval_shape(Decoder(config).init, rng, jnp.ones((1, 1), jnp.int32))["params"]
+            for config in (source, plan.target)
+        )
+        found = jax.eval_shape(plan.params, old, rng)
+        assert jax.tree.structure(found) == jax.tree.structure(new)
+        for ours, expected in zip(jax.tree.leaves(found), jax.tree.leaves(new), strict=True):
+            assert (ours.shape, ours.dtype) == (expected.shape, expected.dtype)
+        assert sum(leaf.size for leaf in jax.tree.leaves(found)) == larger.num_params
+        source = plan.target
+    assert time.monotonic() - start < 10
