@@ -25,7 +25,7 @@ def test_a_resumed_log_has_each_step_once(tmp_path: Path) -> None:
 
 def test_knows_whether_a_step_was_evaluated(tmp_path: Path) -> None:
     with RunLog(tmp_path, 0, 10) as log:
-        assert not log.evaluated
+        assert not log.evaluated_at(0)
         log.scalars(0, {"eval/en/loss": 1.0})
         log.scalars(5, {"train/loss": 1.0})
     for step, expected in ((0, True), (5, False)):

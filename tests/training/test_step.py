@@ -165,8 +165,8 @@ def test_gradients_whose_norm_overflows_are_not_finite() -> None:
     """Each of 3e19, their squares beyond float32: clipping would make them zeros, a step that looks good."""
 
     class Steep(LanguageModel):
-        def token_sums(self, params: Any, batch: Any) -> TokenSums:
-            sums = super().token_sums(params, batch)
+        def token_sums(self, params: Any, batch: Any, growth: Any = None) -> TokenSums:
+            sums = super().token_sums(params, batch, growth)
             return sums._replace(nll=sums.nll + 3e19 * sums.weight * jnp.sum(params["final_norm"]["scale"]))
 
     config = small_config()
