@@ -36,12 +36,13 @@ def explain(plan: "GrowthPlan") -> str:
     elif plan.exact:
         lines.append(
             f"  the function is kept: logits to {LOGITS['float64']:g} relative in float64, {LOGITS['float32']:g} in "
-            f"float32; loss to {LOSS['float32']:g} nats in float32, {LOSS['bfloat16']:g} in bfloat16"
+            f"float32; loss to {LOSS['float32']:g} nats in float32 (more where logits are large), "
+            f"{LOSS['bfloat16']:g} in bfloat16"
         )
     else:
         lines.append("  the function CHANGES: the loss may jump, and no gate holds it")
     lines.append(
-        "  the old weights train on as they did while the mask is 0, but for clipping by the global norm"
+        "  at mask 0 the old weights train on as they did, if the learning rate goes on; but for clipping by the norm"
         if all(operator.masked for operator in plan.chosen.values())
         else "  the optimizer carries the old moments; the trajectory is another from the first update on"
     )

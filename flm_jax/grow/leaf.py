@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
 from flm_jax import parameters, partitioning
+from flm_jax.config import ModelConfig
+from flm_jax.grow.errors import GrowthError
 from flm_jax.grow.kernel import grow_array
 from flm_jax.grow.operators import Fill
 from flm_jax.parameters import Parameter
@@ -75,6 +77,25 @@ class LeafByLeaf:
         grown = jax.block_until_ready(self._programs[name](old, *others))
         old.delete()
         return grown
+
+
+def check_shapes(tree: Any, config: ModelConfig, what: str) -> None:
+    """Refuses arrays that are not in the shape of the parameters of `config`.
+
+    Raises:
+        GrowthError: naming the first that differs.
+    """
+    rows = jax.tree_util.tree_flatten_with_path(parameters.table(config), is_leaf=parameters.is_parameter)[0]
+    found = dict(jax.tree_util.tree_flatten_with_path(tree)[0])
+    if different := set(found) ^ {path for path, _ in rows}:
+        names = ", ".join(sorted(map(jax.tree_util.keystr, different)))
+        raise GrowthError(f"{what} are not those of the plan's model: {names} on one side only")
+    for path, row in rows:
+        if found[path].shape != row.shape(config):
+            raise GrowthError(
+                f"{what}{jax.tree_util.keystr(path)}: the plan's model has shape {row.shape(config)}, found "
+                f"{found[path].shape}"
+            )
 
 
 def _no_draw(shape: tuple[int, ...]) -> jax.Array:

@@ -181,13 +181,18 @@ def choose(method: str | Mapping[str, str], axes: tuple[str, ...]) -> dict[str, 
                 f"operator such as {dict(METHODS['lemon'])} (bind Stage.method)"
             )
         named, whose = METHODS[method], f"the method {method!r}"
+    elif not isinstance(method, Mapping):
+        raise UnknownMethodError(
+            f"Stage.method must be one of {', '.join(METHODS)}, or a dict from axis to operator; found {method!r}"
+        )
     else:
         named, whose = method, f"the method {dict(method)}"
     for axis, name in named.items():
-        if axis not in OPERATORS or name not in OPERATORS[axis]:
+        if axis not in OPERATORS or not isinstance(name, str) or name not in OPERATORS[axis]:
             known = {axis: list(operators) for axis, operators in OPERATORS.items()}
             raise UnknownMethodError(
-                f"unknown operator {axis!r}: {name!r} in Stage.method; expected one of {known}"
+                f"unknown operator {axis!r}: {name!r} in Stage.method; expected one of {known}, where the axes are "
+                f"those of {FIELDS}"
             )
     missing = [axis for axis in axes if axis not in named]
     if missing:

@@ -10,7 +10,7 @@ import optax
 from flm_jax import parameters
 from flm_jax.aged_adam import AgedAdamState
 from flm_jax.grow.errors import GrowthError, UnknownStateError
-from flm_jax.grow.leaf import CarryOut, fresh_moment, grow_moment
+from flm_jax.grow.leaf import CarryOut, check_shapes, fresh_moment, grow_moment
 from flm_jax.parameters import Parameter
 
 if TYPE_CHECKING:
@@ -50,6 +50,8 @@ def grow_opt_state(plan: "GrowthPlan", state: Any, policy: str, carry_out: Carry
 
 
 def _grow_moments(plan: "GrowthPlan", state: Any, policy: str, carry_out: CarryOut) -> Any:
+    _check_shapes(plan, state)
+
     def moment(degree: int) -> Callable[[Parameter, jax.Array], jax.Array]:
         def one(row: Parameter, old: jax.Array) -> jax.Array:
             if policy == "reset":
@@ -82,3 +84,14 @@ def _births(plan: "GrowthPlan", axis: str, births: jax.Array, count: jax.Array, 
     if plan.chosen[axis].carries_moments:
         return inherited
     return jnp.where(axis_map.is_new, count.astype(births.dtype), inherited)
+
+
+def _check_shapes(plan: "GrowthPlan", state: Any) -> None:
+    for field in _MOMENTS[type(state)]:
+        check_shapes(getattr(state, field), plan.source, f"{type(state).__name__}.{field}")
+    for axis, births in getattr(state, "births", {}).items():
+        if births.shape != (plan.source.size(axis),):
+            raise GrowthError(
+                f"AgedAdamState.births[{axis!r}]: the plan's source has {plan.source.size(axis)} entries, found "
+                f"{births.shape}"
+            )

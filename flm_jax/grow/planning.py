@@ -15,7 +15,7 @@ from flm_jax.grow import operators
 from flm_jax.grow.axis_map import AxisMap
 from flm_jax.grow.errors import FixedFieldError, GrowthError, ShrinkingError
 from flm_jax.grow.explain import explain
-from flm_jax.grow.leaf import CarryOut, grow_parameter, inline
+from flm_jax.grow.leaf import CarryOut, check_shapes, grow_parameter, inline
 from flm_jax.grow.operators import FIELDS, Operator, Rule
 from flm_jax.grow.optimizer_state import grow_opt_state
 from flm_jax.layers.growth_mask import GrowthMask
@@ -83,7 +83,7 @@ class GrowthPlan:
                 it must.
         """
         rows = parameters.table(self.target)
-        self._check_shapes(params)
+        check_shapes(params, self.source, "parameters")
 
         def one(path: Any, row: Parameter, old: jax.Array) -> jax.Array:
             name = "/".join(str(key.key) for key in path)
@@ -140,7 +140,12 @@ class GrowthPlan:
         """The `growth=` of `Decoder` at a value of the ramp, from 0 (the old function) to 1 (no mask).
 
         None when the plan needs no mask.
+
+        Raises:
+            GrowthError: a number outside of 0 to 1.
         """
+        if isinstance(value, int | float) and not 0 <= value <= 1:
+            raise GrowthError(f"a mask opens from 0 to 1, found {value}")
         if not self.masked:
             return None
         value = jnp.asarray(value, jnp.promote_types(jnp.float32, jnp.result_type(float)))
@@ -155,23 +160,6 @@ class GrowthPlan:
     def explain(self) -> str:
         """What grows, how, and what is kept to which precision, for people."""
         return explain(self)
-
-    def _check_shapes(self, params: Any) -> None:
-        expected = jax.tree_util.tree_flatten_with_path(
-            parameters.table(self.source), is_leaf=parameters.is_parameter
-        )[0]
-        found = dict(jax.tree_util.tree_flatten_with_path(params)[0])
-        if set(found) != {path for path, _ in expected}:
-            names = sorted(map(jax.tree_util.keystr, set(found) ^ {path for path, _ in expected}))
-            raise GrowthError(
-                f"the parameters are not those of the plan's source: {', '.join(names)} on one side only"
-            )
-        for path, row in expected:
-            if found[path].shape != row.shape(self.source):
-                raise GrowthError(
-                    f"parameter {jax.tree_util.keystr(path)}: the plan's source has shape {row.shape(self.source)}, "
-                    f"found {found[path].shape}"
-                )
 
 
 def plan(source: ModelConfig, target: ModelConfig, method: str | Mapping[str, str] = "msg") -> GrowthPlan:

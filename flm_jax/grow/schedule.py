@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import optax
 
@@ -24,7 +25,6 @@ _LEAST = {
     "warmup_steps": 0,
     "ramp_steps": 0,
     "rewind_to": 0,
-    "slope_window": 3,
 }
 _OPTIONAL = ("steps", "tokens", "rewind_to")
 
@@ -36,12 +36,14 @@ class Stage:
     Attributes:
         model: What is trained. Its sizes are those wanted; the constants that growth changes follow from the plan.
         batch_size: Sequences a step, over all devices.
-        learning_rate: The peak, at the µP base width.
+        learning_rate: The peak, at the µP base width. Matrices have it times the multiplier of the *first* stage's
+            width (`GrowthPlan.multipliers`), embeddings, norms and biases as it is.
         steps: Batches of this stage, at most; or
         tokens: as many as make up these tokens, padding included. One of the two.
         slope: The stage ends early once the loss falls no faster than this: nats per token for an e-fold of the run's
             tokens, a negative number, such as -0.3. None for never.
-        slope_window: Steps over which the slope is fitted, which smooths the loss; counted from the ramp's end.
+        slope_window: The latest share of the run's tokens over which the slope is fitted, which smooths the loss; it
+            begins behind ramp and warmup.
         warmup_steps: Of the first stage, and of one that warms up again.
         num_microbatches: Parts of a batch whose gradients are added up, to save memory.
         mesh: How the devices are arranged.
@@ -60,7 +62,7 @@ class Stage:
     steps: int | None = None
     tokens: int | None = None
     slope: float | None = None
-    slope_window: int = 200
+    slope_window: float = 0.2
     warmup_steps: int = 0
     num_microbatches: int = 1
     mesh: MeshShape = MeshShape()
@@ -76,6 +78,11 @@ class Stage:
         Raises:
             ValueError: naming the setting.
         """
+        for field, kind in (("model", LanguageModel), ("mesh", MeshShape)):
+            if not isinstance(getattr(self, field), kind):
+                raise ValueError(
+                    f"Stage.{field} of {name} must be a {kind.__name__}, found {getattr(self, field)!r}"
+                )
         for field, least in _LEAST.items():
             value = getattr(self, field)
             if value is None and field in _OPTIONAL:
@@ -89,9 +96,16 @@ class Stage:
                 f"expected either Stage.steps (TRAIN_STEPS) or Stage.tokens for {name}, "
                 f"found steps={self.steps} and tokens={self.tokens}"
             )
-        if not self.learning_rate > 0:
-            raise ValueError(f"Stage.learning_rate of {name} must be positive, found {self.learning_rate!r}")
-        if self.slope is not None and not self.slope < 0:
+        if not _is_number(self.learning_rate) or not self.learning_rate > 0:
+            raise ValueError(
+                f"Stage.learning_rate of {name} must be a positive number, found {self.learning_rate!r}"
+            )
+        if not _is_number(self.slope_window) or not 0 < self.slope_window < 1:
+            raise ValueError(
+                f"Stage.slope_window of {name} must be a share of the tokens between 0 and 1, found "
+                f"{self.slope_window!r}"
+            )
+        if self.slope is not None and (not _is_number(self.slope) or not self.slope < 0):
             raise ValueError(
                 f"Stage.slope of {name} must be negative, nats per e-fold of tokens at which a falling loss is flat "
                 f"enough, found {self.slope!r}"
@@ -132,8 +146,12 @@ class Route:
             GrowthError: a plan is bad; its own kind says how.
             ValueError: a setting is.
         """
-        if not stages:
-            raise ValueError("expected at least one stage in Trainer.stages, found none")
+        if (
+            not isinstance(stages, Sequence)
+            or not all(isinstance(stage, Stage) for stage in stages)
+            or not stages
+        ):
+            raise ValueError(f"Trainer.stages must be a list of at least one Stage, found {stages!r}")
         for index, stage in enumerate(stages):
             stage.check(f"stage {index + 1}")
         config, plans = stages[0].model.config, []
@@ -244,3 +262,7 @@ class Route:
         stage = self.stages[index]
         named = stage.method if isinstance(stage.method, str) else "as given"
         return f"{named}, ramp {stage.ramp_steps:,}" if self.plans[index - 1].masked else named
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -13,6 +13,7 @@ import numpy as np
 
 from flm_jax.config import at_least_float32
 from flm_jax.grow.errors import FunctionChangedError
+from flm_jax.grow.leaf import check_shapes
 from flm_jax.grow.planning import GrowthPlan
 from flm_jax.grow.tolerances import LOGITS, LOSS
 from flm_jax.model import Batch, LanguageModel
@@ -90,7 +91,9 @@ class Gate:
         """Logits of the first sequence, and the loss in the gate's precision and in the model's own."""
         config = self._plan.target if grown else self._plan.source
         precision = self._precision(params)
-        dtypes = [precision] + ([config.dtype] if config.dtype == "bfloat16" else [])
+        # The source too in the target's own, so that a change of it at the growth is not taken for one of the function.
+        own = self._plan.target.dtype
+        dtypes = [precision] + ([own] if own == "bfloat16" else [])
         logits, losses = [], []
         for dtype in dtypes:
             model = self._model.with_config(dataclasses.replace(config, dtype=dtype))
@@ -128,7 +131,11 @@ def verify(
 
     Raises:
         FunctionChangedError: the plan says that the function is kept, and it is not.
+        GrowthError: parameters of another model.
     """
+    check_shapes(params, plan.source, "parameters")
+    if grown is not None:
+        check_shapes(grown, plan.target, "grown parameters")
     rng = jax.random.key(0) if rng is None else rng
     batch = _random_batch(plan) if batch is None else batch
     gate = Gate(plan, LanguageModel(plan.source))
@@ -153,7 +160,7 @@ def _check(found: Difference, plan: GrowthPlan) -> None:
         bounds.append(("loss", abs(found.own_precision_gap), LOSS["bfloat16"], "bfloat16"))
     if not low:
         bounds.append(("largest logit, relatively,", found.logits, LOGITS[found.precision], found.precision))
-        # Logits far beyond those of a trained model round by more than the bound in nats.
+        # A loss cannot be truer than its logits, and large ones round by more than the bound in nats.
         bound = max(LOSS[found.precision], LOGITS[found.precision] * found.largest_logit)
         bounds.append(("loss", abs(found.gap), bound, found.precision))
     for what, moved, bound, precision in bounds:

@@ -1,6 +1,7 @@
 """One stage of a run, ready to be trained: model, optimizer, mesh, and the compiled step."""
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,6 +14,7 @@ from flm_jax.grow.lineage import Lineage
 from flm_jax.grow.schedule import Route
 from flm_jax.layers.growth_mask import GrowthMask
 from flm_jax.model import PACKED_FEATURES
+from flm_jax.training.loss_slope import MIN_POINTS
 from flm_jax.training.state import TrainState, abstract_state, create_state
 from flm_jax.training.step import skipping_non_finite, train_step
 
@@ -48,6 +50,23 @@ class Leg:
         )
         self.abstract_state = abstract_state(self.config, self.optimizer, self.mesh)
         self.batch_sharding = partitioning.batch_sharding(self.mesh)
+
+    @property
+    def slope_start(self) -> int:
+        """The step behind ramp and warmup, from which on the loss tells how fast the stage learns."""
+        warms_up = self.index == 0 or self.stage.policy == "rewarmup"
+        return max(self.lineage.ramp_end, self.lineage.step + (self.stage.warmup_steps if warms_up else 0))
+
+    @property
+    def earliest_end(self) -> int:
+        """The first step at which the stage may be over: its last, or the first with a full window for its slope."""
+        if self.stage.slope is None:
+            return self.end
+        sequences = self.sequences(self.slope_start) / (1 - self.stage.slope_window)
+        full = self.slope_start + math.ceil(
+            (sequences - self.sequences(self.slope_start)) / self.stage.batch_size
+        )
+        return max(full, self.slope_start + MIN_POINTS)
 
     @property
     def is_last(self) -> bool:

@@ -10,7 +10,7 @@ import enum
 import math
 import re
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,13 +18,10 @@ import gin
 import jax
 import numpy as np
 
-from flm_jax.grow.errors import FunctionChangedError
-from flm_jax.grow.leaf import LeafByLeaf
 from flm_jax.grow.lineage import Lineage
 from flm_jax.grow.schedule import Route
-from flm_jax.grow.verification import Difference, Gate
 from flm_jax.tasks.reader import Reader
-from flm_jax.training import hardware
+from flm_jax.training import boundary, hardware
 from flm_jax.training.checkpoints import CheckpointMismatchError, Checkpoints, Metadata
 from flm_jax.training.held_out import HeldOutEvaluator, to_devices
 from flm_jax.training.leg import Leg
@@ -77,7 +74,8 @@ class Run:
 
     def run(self) -> Outcome:
         """Trains and grows to the end, or until a stop is asked for."""
-        with RunLog(self.directory, self.first_step, self.leg.end_of_run) as log:
+        growths = [record.step for record in self.leg.lineage.records]
+        with RunLog(self.directory, self.first_step, self.leg.end_of_run, growths) as log:
             self.log = log
             self._introduce()
             while True:
@@ -110,7 +108,7 @@ class Run:
                     f"nothing to train: the checkpoint is at step {self.last_step}, the last stage ends at {leg.end} "
                     "(TRAIN_STEPS)"
                 )
-        else:
+        elif not self.stop.received:
             self._compile()
         if trainer.eval_period and self.held_out.missing:
             log.line(f"not evaluated, for want of a validation split: {', '.join(self.held_out.missing)}")
@@ -139,7 +137,7 @@ class Run:
         self.log.advance()
         self.speed.step(values["tokens"])
         self.window.append(values)
-        if done > self.leg.lineage.ramp_end and not values["skipped_in_a_row"]:
+        if not values["skipped_in_a_row"]:
             self.slope.add(self.leg.tokens(done), values["loss"])
         if values["skipped_in_a_row"]:
             self.log.line(
@@ -165,62 +163,17 @@ class Run:
             self._evaluate()
 
     def _grow(self) -> None:
-        """Grows the state into the next stage's and proves that the function is kept; the stage's end is saved."""
-        started = time.perf_counter()
-        old = self.leg
-        growth = self.route.plans[old.index]
+        """Grows into the next stage and proves that the function is kept; the stage's end is saved already."""
+        started, old = time.perf_counter(), self.leg
         updates = self.last_step - int(self.state.opt_state.total_notfinite)
         new = self._leg(self.route.grown(old.lineage, self.last_step, updates))
-        gate, rows = Gate(growth, new.model), self._rows_for_gate(old, new)
-        key = jax.random.fold_in(jax.random.key(self.trainer.seed), self.last_step)
-        with old.context():
-            gate.before(self.state.params, to_devices(rows, old.batch_sharding))
-        grown = growth(self.state, key, new.stage.optimizer_state, LeafByLeaf(new.mesh))
-        self.state = jax.device_put(grown, new.shardings)  # counters, from the old mesh to the new
-        try:
-            with new.context():
-                found = gate.after(self.state.params, to_devices(rows, new.batch_sharding))
-        except FunctionChangedError as error:
-            raise FunctionChangedError(
-                f"at step {self.last_step}, growing to stage {new.index + 1}: {error}\nThe checkpoint of step "
-                f"{self.last_step}, before the growth, is intact."
-            ) from error
+        # The sequences that come next.
+        rows = self.reader.batch(old.sequences(self.last_step), boundary.num_rows_for_gate(old, new))
+        self.state, found = boundary.grow(old, new, self.state, rows, self.trainer.seed)
         self.leg = new
-        self.slope = LossSlope(new.stage.slope_window)
-        self._log_growth(old, new, found, time.perf_counter() - started)
-
-    def _log_growth(self, old: Leg, new: Leg, found: Difference, seconds: float) -> None:
-        self.log.scalars(
-            self.last_step,
-            {
-                "growth/stage": new.index + 1,
-                "growth/parameters": new.config.num_params,
-                "growth/ramp_steps": new.lineage.ramp_end - new.lineage.step,
-                "growth/tokens": new.tokens(self.last_step),
-                "growth/flops": new.flops(self.last_step),
-                "growth/loss_before": found.loss_before,
-                "growth/loss_after": found.loss_after,
-                "growth/gap": found.gap,
-                "growth/own_precision_gap": found.own_precision_gap,
-                "growth/logits": found.logits,
-            },
-        )
-        self.log.line(
-            f"step {self.last_step}: grown from {old.config.num_params:,} to {new.config.num_params:,} parameters in "
-            f"{seconds:.1f} s; loss on the next batch {found.loss_before:.6f} before, {found.loss_after:.6f} after "
-            f"(gap {found.gap:+.2e} nats, logits {found.logits:.1e} relative, {found.precision}"
-            + (
-                f"; {found.own_precision_gap:+.2e} in {new.config.dtype})"
-                if new.config.dtype == "bfloat16"
-                else ")"
-            )
-        )
-
-    def _rows_for_gate(self, old: Leg, new: Leg) -> Mapping[str, np.ndarray]:
-        """The sequences that come next: a microbatch of the new stage, or as many as both meshes can split."""
-        parts = math.lcm(*(leg.mesh.shape["data"] * leg.mesh.shape["fsdp"] for leg in (old, new)))
-        wanted = new.stage.batch_size // new.stage.num_microbatches
-        return self.reader.batch(old.sequences(self.last_step), math.ceil(wanted / parts) * parts)
+        self.slope = self._slope_of(new)
+        self.log.scalars(self.last_step, boundary.scalars(new, found))
+        self.log.line(boundary.line(old, new, found, started))
 
     def _leg(self, lineage: Lineage) -> Leg:
         return Leg(self.route, lineage, self.trainer.optimizer, self.trainer.schedule)
@@ -236,7 +189,9 @@ class Run:
                 f"{len(self.route.stages)} stages; give all stages, those that are over too"
             )
         self.leg = self._leg(lineage)
-        self.slope = LossSlope(self.leg.stage.slope_window, found.loss_window if found else ())
+        self.slope = self._slope_of(self.leg, found.loss_window if found else ())
+        if found is not None:
+            self._check_lineage(f"{self.directory}/checkpoint_{latest}")
         for record in lineage.records:
             self.checkpoints.pin(record.step)
         with self.leg.context():
@@ -245,6 +200,27 @@ class Run:
             wanted = self._metadata()
             self.changed = _changed_lines(found.gin_config, wanted.gin_config)
             return self.checkpoints.restore(latest, self.leg.abstract_state, wanted)
+
+    def _check_lineage(self, checkpoint: str) -> None:
+        """Refuses stages that are not those that the checkpoint has been through."""
+        leg, lineage = self.leg, self.leg.lineage
+        for index, record in enumerate(lineage.records):
+            planned = dict(self.route.plans[index].operators)
+            if record.operators != planned:
+                raise CheckpointMismatchError(
+                    f"{checkpoint} has grown into stage {index + 2} by {record.operators}, but Stage.method of that "
+                    f"stage now means {planned}; restore it, or bind MODEL_DIR to a new directory"
+                )
+        if leg.end < lineage.ramp_end:
+            raise CheckpointMismatchError(
+                f"stage {leg.index + 1} would end at step {leg.end}, while the mask of {checkpoint} still opens: its "
+                f"ramp began at step {lineage.step} over {lineage.records[-1].ramp_steps} steps. Bind Stage.steps of "
+                f"this stage to {lineage.records[-1].ramp_steps} or more"
+            )
+
+    @staticmethod
+    def _slope_of(leg: Leg, points: Sequence[Sequence[float]] = ()) -> LossSlope:
+        return LossSlope(leg.stage.slope_window, leg.tokens(leg.slope_start), points)
 
     def _metadata(self) -> Metadata:
         mixture = self.trainer.mixture

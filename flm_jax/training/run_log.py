@@ -4,7 +4,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +22,22 @@ class RunLog:
         step: The step that the run begins or resumes at. What an earlier, killed, run wrote of later steps is
             taken out, so that each step is there once.
         total_steps: For the progress bar, which is shown on terminals only.
+        growths: The steps at which the model has grown. A growth that is recorded at another step was undone by the
+            return to a checkpoint before it, and is taken out.
     """
 
-    def __init__(self, model_dir: Path, step: int, total_steps: int) -> None:
+    def __init__(self, model_dir: Path, step: int, total_steps: int, growths: Sequence[int] = ()) -> None:
         self._path = Path(model_dir) / METRICS_FILE
         earlier = read_metrics(model_dir)
-        kept = [record for record in earlier if record["step"] <= step]
+        kept = [
+            record
+            for record in earlier
+            if record["step"] <= step and ("growth/gap" not in record or record["step"] in growths)
+        ]
         _write_atomically(self._path, "".join(json.dumps(record) + "\n" for record in kept))
         self._evaluated = {
             record["step"] for record in kept if any(name.startswith("eval/") for name in record)
         }
-        self._there = {frozenset(record) for record in kept if record["step"] == step}
-        self._first_step = step
         self._file = self._path.open("a", encoding="utf-8")
         # tensorboardX warns of steps that it purges, which is just what is meant here.
         logging.getLogger("tensorboardX").setLevel(logging.ERROR)
@@ -62,12 +66,7 @@ class RunLog:
         sys.stdout.flush()
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Records named scalars of a step; names have the form `train/loss`.
-
-        What an earlier run has recorded of the step that this one begins at is not recorded again.
-        """
-        if step == self._first_step and frozenset(("step", *values)) in self._there:
-            return
+        """Records named scalars of a step; names have the form `train/loss`."""
         if any(name.startswith("eval/") for name in values):
             self._evaluated.add(step)
         self._file.write(json.dumps({"step": step, **values}) + "\n")

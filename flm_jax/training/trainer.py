@@ -120,22 +120,35 @@ class Trainer:
                     f"TASK_FEATURE_LENGTHS {self.task_feature_lengths} make sequences of {route.length} tokens, more "
                     f"than ModelConfig.max_length = {config.max_length}"
                 )
-        self._rehearse(route)
+        self._rehearse(route, early=False)
+        self._rehearse(route, early=True)
         return route
 
-    def _rehearse(self, route: Route) -> None:
-        """Goes through the stages with shapes alone: schedules, optimizers and the growth of their states."""
-        lineage = Lineage()
-        leg = Leg(route, lineage, self.optimizer, self.schedule)
-        for index, growth in enumerate(route.plans):
-            lineage = route.grown(lineage, leg.end, leg.end)
-            following = Leg(route, lineage, self.optimizer, self.schedule)
-            grow = functools.partial(growth, policy=route.stages[index + 1].optimizer_state)
-            grown = jax.eval_shape(grow, leg.abstract_state, jax.random.key(0))
-            shapes, wanted = (jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
-                              for tree in (grown, following.abstract_state))  # fmt: skip
-            assert shapes == wanted, "a grown state has other shapes than the state of its model"
-            leg = following
+    def _rehearse(self, route: Route, early: bool) -> None:
+        """Goes through the stages with shapes alone: schedules, optimizers and the growth of their states.
+
+        With `early` every stage that a flat loss may end does so at the first opportunity, which leaves the schedules
+        the least room.
+        """
+        lineage, before = Lineage(), None
+        for index in range(len(route.stages)):
+            leg = Leg(route, lineage, self.optimizer, self.schedule)
+            if leg.earliest_end > leg.end:
+                raise ValueError(
+                    f"stage {index + 1}: the window of its slope begins behind ramp and warmup at step "
+                    f"{leg.slope_start} and, with Stage.slope_window = {leg.stage.slope_window} of the tokens, is full "
+                    f"at step {leg.earliest_end}, but the stage ends at {leg.end}; lower Stage.slope_window, or set "
+                    "Stage.slope to None"
+                )
+            if before is not None:
+                grow = functools.partial(route.plans[index - 1], policy=leg.stage.optimizer_state)
+                grown = jax.eval_shape(grow, before.abstract_state, jax.random.key(0))
+                shapes, wanted = (jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
+                                  for tree in (grown, leg.abstract_state))  # fmt: skip
+                assert shapes == wanted, "a grown state has other shapes than the state of its model"
+            if not leg.is_last:
+                end = leg.earliest_end if early else leg.end
+                before, lineage = leg, route.grown(lineage, end, end)
 
     def _check_vocabulary(self, reader: Reader) -> None:
         rows, pieces = self.stages[0].model.config.vocab_size, reader.vocabulary.size

@@ -19,8 +19,8 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @st.composite
-def plans(draw: st.DrawFn) -> GrowthPlan:
-    """A plan in float32 of some of the axes, by one method or by an exact operator for each axis."""
+def plans(draw: st.DrawFn, method: Any) -> GrowthPlan:
+    """A plan in float32 of some of the axes, by one method or, "mixed", by an exact operator for each axis."""
     sizes = {
         "d_model": draw(st.integers(4, 24)),
         "num_heads": draw(st.integers(1, 4)),
@@ -34,10 +34,10 @@ def plans(draw: st.DrawFn) -> GrowthPlan:
         norm_epsilon=10.0 ** draw(st.floats(-8, -3)),
         parametrization=draw(st.sampled_from(("mup", "standard"))),
         input_mult=draw(st.sampled_from((0.1, 1.0, 3.0))),
+        output_mult=draw(st.sampled_from((0.5, 2.0))),
         xpos_scale_base=draw(st.sampled_from((512.0, None))),
     )
     growing = draw(st.sets(st.sampled_from(sorted(FIELDS)), min_size=1))
-    method: Any = draw(st.sampled_from(("msg", "lemon", "mixed")))
     if method == "mixed":
         exact = {axis: sorted(n for n, op in OPERATORS[axis].items() if op.exact) for axis in sorted(growing)}
         method = {axis: draw(st.sampled_from(names)) for axis, names in exact.items()}
@@ -61,9 +61,14 @@ def measured(plan: GrowthPlan) -> Difference:
     return grow.verify(plan, drawn_params(plan.source), jax.random.key(1, impl="rbg"), batch)
 
 
+each_method = pytest.mark.parametrize("method", ["msg", "lemon", "mixed"])
+
+
+@each_method
 @settings(max_examples=7)
-@given(plans())
-def test_float64_logits_are_kept(plan: GrowthPlan) -> None:
+@given(st.data())
+def test_float64_logits_are_kept(method: str, data: st.DataObject) -> None:
+    plan = data.draw(plans(method))
     with jax.enable_x64(True):
         found = measured(in_precision(plan, "float64"))
         assert found.precision == "float64"
@@ -71,9 +76,10 @@ def test_float64_logits_are_kept(plan: GrowthPlan) -> None:
         assert found.largest_logit > 1e-3  # there is something to be kept
 
 
-@settings(max_examples=3)
-@given(plans())
-def test_float32_logits_are_kept(plan: GrowthPlan) -> None:
-    found = measured(plan)
+@each_method
+@settings(max_examples=5)
+@given(st.data())
+def test_float32_logits_are_kept(method: str, data: st.DataObject) -> None:
+    found = measured(data.draw(plans(method)))
     assert found.precision == "float32"
     assert found.logits <= 5e-6

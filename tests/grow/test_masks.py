@@ -93,3 +93,10 @@ def test_the_mask_is_as_precise_as_the_model() -> None:
     with jax.enable_x64(True):
         for value in (0.1, jnp.float32(0.5)):
             assert all(leaf.dtype == jnp.float64 for leaf in jax.tree.leaves(plan.mask(value)))
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.5])
+def test_a_mask_is_between_closed_and_open(value: float) -> None:
+    plan = grow.plan(small_config(), grown_config(small_config()), "msg")
+    with pytest.raises(grow.GrowthError, match=f"from 0 to 1, found {value}"):
+        plan.mask(value)

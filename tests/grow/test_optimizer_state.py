@@ -99,6 +99,18 @@ def test_a_state_that_is_not_known_is_refused() -> None:
         PLAN.opt_state(trace)
 
 
+@pytest.mark.parametrize("d_model", [12, 48])
+def test_the_state_of_another_model_is_refused(d_model: int) -> None:
+    """Smaller or larger: it must not come back padded with something."""
+    source = small_config()
+    state = optimizer.adamw(source, 1e-3).init(drawn_params(small_config(d_model=d_model)))
+    with pytest.raises(GrowthError, match=r"AgedAdamState.mu.*the plan's model has shape .* found"):
+        grow.plan(source, grown_config(source), "msg").opt_state(state)
+    other = optimizer.adamw(small_config(d_model=d_model), 1e-3).init(drawn_params(source))
+    with pytest.raises(GrowthError, match=r"births\['embed'\]: the plan's source has 24 entries"):
+        grow.plan(source, grown_config(source), "msg").opt_state(other)
+
+
 def test_an_unknown_policy_is_refused() -> None:
     with pytest.raises(GrowthError, match=r"'keep'.*expected one of carry, reset.*Stage.optimizer_state"):
         PLAN.opt_state(optax.EmptyState(), "keep")

@@ -128,7 +128,10 @@ def test_explain_says_what_is_kept_and_what_is_changed() -> None:
         assert "NOT" not in text
     assert "exact at mask 0" in msg and "growth=plan.mask(value)" in msg and "norm_epsilon" not in msg
     assert "; exact\n" in lemon and "mask" not in lemon and "norm_epsilon 1e-05 -> 5e-06" in lemon
-    assert "train on as they did while the mask is 0" in msg and "another from the first update" in lemon
+    assert (
+        "at mask 0 the old weights train on as they did, if the learning rate goes on" in msg
+        and "another from the first update" in lemon
+    )
 
 
 def test_explain_says_what_is_not_exact() -> None:

@@ -16,8 +16,9 @@ LARGE = dataclasses.replace(SMALL, d_model=32, num_layers=3)
 
 
 def stage(config: Any = SMALL, **changes: Any) -> Stage:
-    settings = {"steps": 100, "batch_size": 8, "learning_rate": 1e-2, "warmup_steps": 10, "ramp_steps": 20}
-    return Stage(LanguageModel(config), **{**settings, **changes})
+    settings = {"model": LanguageModel(config), "steps": 100, "batch_size": 8, "learning_rate": 1e-2,
+                "warmup_steps": 10, "ramp_steps": 20}  # fmt: skip
+    return Stage(**{**settings, **changes})
 
 
 def rates(second: Stage, updates: list[int], schedule: Any = optimizer.warmup_cosine) -> list[float]:
@@ -109,8 +110,16 @@ def test_the_papers_run_has_the_papers_tokens() -> None:
         ({"tokens": 5}, "found steps=100 and tokens=5"),
         ({"batch_size": 0}, "Stage.batch_size of stage 1 must be a whole number of at least 1, found 0"),
         ({"steps": 1e3}, "Stage.steps of stage 1 must be a whole number of at least 1, found 1000.0"),
-        ({"learning_rate": 0.0}, "Stage.learning_rate of stage 1 must be positive"),
+        ({"learning_rate": 0.0}, "Stage.learning_rate of stage 1 must be a positive number"),
         ({"slope": 0.1}, "Stage.slope of stage 1 must be negative"),
+        ({"slope": "x"}, "Stage.slope of stage 1 must be negative"),
+        (
+            {"slope_window": 200},
+            "Stage.slope_window of stage 1 must be a share of the tokens between 0 and 1",
+        ),
+        ({"learning_rate": None}, "Stage.learning_rate of stage 1 must be a positive number, found None"),
+        ({"mesh": 1}, "Stage.mesh of stage 1 must be a MeshShape, found 1"),
+        ({"model": SMALL}, "Stage.model of stage 1 must be a LanguageModel, found ModelConfig"),
         ({"policy": "cosine"}, "Stage.policy of stage 1 must be one of keep, rewind, rewarmup"),
         ({"optimizer_state": "copy"}, "Stage.optimizer_state of stage 1 must be one of carry, reset"),
     ],
@@ -125,6 +134,11 @@ def test_a_stage_that_cannot_be_grown_is_named() -> None:
         Route.of([stage(), stage(LARGE), stage(SMALL)], 64)
     with pytest.raises(UnknownMethodError, match="stage 2: unknown growth method 'lotus'"):
         Route.of([stage(), stage(LARGE, method="lotus")], 64)
+    for method in (None, ["mask"], {"embed": ["mask"]}, {"d_model": "mask"}):
+        with pytest.raises(UnknownMethodError, match=r"stage 2: .*Stage\.method"):
+            Route.of([stage(), stage(LARGE, method=method)], 64)
+    with pytest.raises(ValueError, match=r"Trainer.stages must be a list of at least one Stage"):
+        Route.of(stage(), 64)  # type: ignore[arg-type]
     with pytest.raises(GrowthError, match=r"stage 2: .*found Stage.ramp_steps = 0"):
         Route.of([stage(), stage(LARGE, ramp_steps=0)], 64)
     Route.of([stage(), stage(LARGE, ramp_steps=0, method="lemon")], 64)

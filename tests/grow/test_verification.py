@@ -151,7 +151,7 @@ def test_parameters_of_another_model_are_refused() -> None:
     plan = grow.plan(small_config(), grown_config(small_config()), "msg")
     other = drawn_params(small_config(d_ff=44))
     with pytest.raises(
-        GrowthError, match=r"wi_bias'\]: the plan's source has shape \(2, 40\), found \(2, 44\)"
+        GrowthError, match=r"wi_bias'\]: the plan's model has shape \(2, 40\), found \(2, 44\)"
     ):
         plan.params(other, KEY)
     fewer = {name: value for name, value in drawn_params(small_config()).items() if name != "final_norm"}

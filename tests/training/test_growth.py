@@ -21,6 +21,7 @@ from flm_jax.grow.errors import (
     UnknownStateError,
 )
 from flm_jax.grow.lineage import Lineage
+from flm_jax.grow.operators import METHODS
 from flm_jax.grow.planning import GrowthPlan
 from flm_jax.grow.schedule import Route, Stage
 from flm_jax.partitioning import MeshShape
@@ -140,6 +141,7 @@ def test_a_stop_at_any_step_loses_nothing(
             assert load_params(tmp_path)[2] == step
     assert growing(tmp_path, prepared_dir, eval_period=6).run() is Outcome.FINISHED
     runs.assert_bitwise_equal(runs.stored(tmp_path, 15), runs.stored(uninterrupted, 15))
+    assert {5, 10, 15} <= {int(path.name.split("_")[1]) for path in tmp_path.glob("checkpoint_*")}
 
     def story(directory: Path) -> list[dict[str, float]]:
         records = read_metrics(directory)
@@ -241,15 +243,16 @@ def test_a_flat_loss_ends_a_stage(
     prepared_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And a run that is stopped inside the window fires at the same step."""
-    stages = [stage(SMALL, steps=50, slope=-5.0, slope_window=4), stage(MEDIUM, steps=1, method="lemon")]
+    stages = [stage(SMALL, steps=50, slope=-1.0, slope_window=0.5), stage(MEDIUM, steps=1, method="lemon")]
     growing(tmp_path / "whole", prepared_dir, stages=stages).run()
     boundary = growths(tmp_path / "whole")[0]["step"]
     slopes = {
         r["step"]: r.get("train/loss_slope") for r in read_metrics(tmp_path / "whole") if "train/loss" in r
     }
-    assert 4 <= boundary < 50 and slopes[boundary] >= -5.0
-    assert all(slopes[step] is None for step in range(1, 4))
-    assert all(slopes[step] < -5.0 for step in range(4, int(boundary)))
+    # Counted from the end of the warmup at step 1: the window of half the tokens has its ten steps at step 19 or 20.
+    assert 20 < boundary < 50 and slopes[boundary] >= -1.0
+    assert all(slopes[step] is None for step in range(1, 19))
+    assert all(slopes[step] < -1.0 for step in range(20, int(boundary)))
 
     one_step = Run._one_step
 
@@ -327,6 +330,54 @@ def test_bad_schedules_are_refused_before_anything_is_written(
     trainer = growing(tmp_path / "run", prepared_dir)
     with pytest.raises(error, match=message):
         dataclasses.replace(trainer, **change(trainer)).run()
+    assert not (tmp_path / "run").exists()
+
+
+def stopped_in_the_ramp(
+    tmp_path: Path, prepared_dir: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any
+) -> None:
+    one_step = Run._one_step
+
+    def stopping(self: Run, batch: Any) -> None:
+        one_step(self, batch)
+        if self.last_step == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "_one_step", stopping)
+        assert growing(tmp_path, prepared_dir, **changes).run() is Outcome.STOPPED
+
+
+def test_a_stage_may_not_be_cut_short_in_its_ramp(
+    prepared_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would end, or grow again, as a function that the next model does not have; nor may its method change."""
+    first = [stage(SMALL), stage(MEDIUM, steps=5, ramp_steps=5)]
+    stopped_in_the_ramp(tmp_path, prepared_dir, monkeypatch, stages=first)
+    short = [stage(SMALL), stage(MEDIUM, steps=3, ramp_steps=3), stage(LARGE)]
+    with pytest.raises(
+        CheckpointMismatchError, match=r"end at step 8, while the mask .* Stage.steps .* to 5 or more"
+    ):
+        growing(tmp_path, prepared_dir, stages=short).run()
+    other = [stage(SMALL), stage(MEDIUM, ramp_steps=5, method={**METHODS["msg"], "heads": "zero"})]
+    with pytest.raises(CheckpointMismatchError, match=r"grown into stage 2 by .* but Stage.method of that"):
+        growing(tmp_path, prepared_dir, stages=other).run()
+
+
+def test_an_early_end_that_leaves_a_schedule_no_room_is_refused_at_once(
+    prepared_dir: Path, tmp_path: Path
+) -> None:
+    def wsd(peak: float, total_steps: int, warmup_steps: int) -> Any:
+        return optimizer.warmup_stable_decay(peak, total_steps, 60, warmup_steps)
+
+    stages = [stage(SMALL, steps=100, slope=-0.1, slope_window=0.5), stage(MEDIUM, steps=40)]
+    with pytest.raises(ValueError, match=r"a schedule of 5. steps has no room for 61 steps"):
+        growing(tmp_path / "run", prepared_dir, stages=stages, schedule=wsd).run()
+    stages = [stage(SMALL, steps=100, slope=-0.1, slope_window=0.5, warmup_steps=60), stage(MEDIUM)]
+    with pytest.raises(
+        ValueError, match=r"stage 1: .* step 60 .* is full at step 120, but the stage ends at 100"
+    ):
+        growing(tmp_path / "run", prepared_dir, stages=stages).run()
     assert not (tmp_path / "run").exists()
 
 

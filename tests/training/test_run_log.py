@@ -33,6 +33,21 @@ def test_knows_whether_a_step_was_evaluated(tmp_path: Path) -> None:
             assert log.evaluated_at(step) is expected
 
 
+def test_a_growth_that_was_undone_is_taken_out(tmp_path: Path) -> None:
+    """A checkpoint from before the growth at step 5 is gone on from: that growth has not happened."""
+    with RunLog(tmp_path, 0, 10) as log:
+        for step in (3, 5):
+            log.scalars(step, {"growth/gap": 0.0, "growth/stage": step})
+            log.scalars(step, {"train/loss": 1.0})
+    with RunLog(tmp_path, 5, 10, growths=[3]):
+        pass
+    assert [(r["step"], "growth/gap" in r) for r in read_metrics(tmp_path)] == [
+        (3, True),
+        (3, False),
+        (5, False),
+    ]
+
+
 def test_speeds_leave_pauses_out() -> None:
     config: ModelConfig = small_config(remat="full")
     clock = iter([0.0, 0.0, 10.0, 13.0, 25.0, 25.0])  # made, restarted, pause, end of pause, reading, reading
