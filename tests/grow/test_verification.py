@@ -155,5 +155,5 @@ def test_parameters_of_another_model_are_refused() -> None:
     ):
         plan.params(other, KEY)
     fewer = {name: value for name, value in drawn_params(small_config()).items() if name != "final_norm"}
-    with pytest.raises(GrowthError, match=r"not those of the plan's source: .*final_norm.* on one side only"):
+    with pytest.raises(GrowthError, match=r"not those of the plan's model: .*final_norm.* on one side only"):
         plan.params(fewer, KEY)
