@@ -137,7 +137,7 @@ class Run:
         self.log.advance()
         self.speed.step(values["tokens"])
         self.window.append(values)
-        if not values["skipped_in_a_row"]:
+        if self.leg.stage.slope is not None and not values["skipped_in_a_row"]:
             self.slope.add(self.leg.tokens(done), values["loss"])
         if values["skipped_in_a_row"]:
             self.log.line(

@@ -121,7 +121,8 @@ class Trainer:
                     f"than ModelConfig.max_length = {config.max_length}"
                 )
         self._rehearse(route, early=False)
-        self._rehearse(route, early=True)
+        if any(stage.slope is not None for stage in route.stages):
+            self._rehearse(route, early=True)
         return route
 
     def _rehearse(self, route: Route, early: bool) -> None:

@@ -1,9 +1,10 @@
 """Runs that grow, in this process: what is kept at a boundary, in a ramp, and by a stop at any step."""
 
+import contextlib
 import dataclasses
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,21 @@ def growing(model_dir: Path, prepared_dir: Path, **changes: Any) -> Trainer:
     trainer = runs.trainer(model_dir, prepared_dir)
     settings = {"stages": stages, "checkpoint_period": 100, "schedule": optimizer.warmup_cosine}
     return dataclasses.replace(trainer, **{**settings, **changes})
+
+
+@contextlib.contextmanager
+def stopping_at(*steps: int) -> Iterator[None]:
+    """Runs in this process get a SIGTERM behind these steps."""
+    one_step = Run._one_step
+
+    def stopping(self: Run, batch: Any) -> None:
+        one_step(self, batch)
+        if self.last_step in steps:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Run, "_one_step", stopping)
+        yield
 
 
 def growths(model_dir: Path) -> list[dict[str, float]]:
@@ -120,22 +136,10 @@ def test_the_data_goes_on_where_it_stood(
 
 @pytest.mark.parametrize("stop_at", [[3], [5], [6, 7], [8, 10, 11]], ids=str)
 def test_a_stop_at_any_step_loses_nothing(
-    stop_at: list[int],
-    uninterrupted: Path,
-    prepared_dir: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    stop_at: list[int], uninterrupted: Path, prepared_dir: Path, tmp_path: Path
 ) -> None:
     """In a stage, at its end, just behind a boundary, in a ramp, at the ramp's end."""
-    one_step = Run._one_step
-
-    def stopping(self: Run, batch: Any) -> None:
-        one_step(self, batch)
-        if self.last_step in stop_at:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Run, "_one_step", stopping)
+    with stopping_at(*stop_at):
         for step in stop_at:
             assert growing(tmp_path, prepared_dir, eval_period=6).run() is Outcome.STOPPED
             assert load_params(tmp_path)[2] == step
@@ -254,15 +258,7 @@ def test_a_flat_loss_ends_a_stage(
     assert all(slopes[step] is None for step in range(1, 19))
     assert all(slopes[step] < -0.25 for step in range(19, int(boundary)))
 
-    one_step = Run._one_step
-
-    def stopping(self: Run, batch: Any) -> None:
-        one_step(self, batch)
-        if self.last_step == boundary - 1:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Run, "_one_step", stopping)
+    with stopping_at(int(boundary) - 1):
         assert growing(tmp_path / "parts", prepared_dir, stages=stages).run() is Outcome.STOPPED
     growing(tmp_path / "parts", prepared_dir, stages=stages).run()
     end = int(boundary) + 1
@@ -333,27 +329,11 @@ def test_bad_schedules_are_refused_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
-def stopped_in_the_ramp(
-    tmp_path: Path, prepared_dir: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any
-) -> None:
-    one_step = Run._one_step
-
-    def stopping(self: Run, batch: Any) -> None:
-        one_step(self, batch)
-        if self.last_step == 6:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Run, "_one_step", stopping)
-        assert growing(tmp_path, prepared_dir, **changes).run() is Outcome.STOPPED
-
-
-def test_a_stage_may_not_be_cut_short_in_its_ramp(
-    prepared_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stage_may_not_be_cut_short_in_its_ramp(prepared_dir: Path, tmp_path: Path) -> None:
     """It would end, or grow again, as a function that the next model does not have; nor may its method change."""
     first = [stage(SMALL), stage(MEDIUM, steps=5, ramp_steps=5)]
-    stopped_in_the_ramp(tmp_path, prepared_dir, monkeypatch, stages=first)
+    with stopping_at(6):
+        assert growing(tmp_path, prepared_dir, stages=first).run() is Outcome.STOPPED
     short = [stage(SMALL), stage(MEDIUM, steps=3, ramp_steps=3), stage(LARGE)]
     with pytest.raises(
         CheckpointMismatchError, match=r"end at step 8, while the mask .* Stage.steps .* to 5 or more"
