@@ -190,3 +190,14 @@ def test_settings_are_those_of_the_file() -> None:
     table = section(ROOT / "docs" / "training.md", "Settings")
     rows = dict(re.findall(r"(?m)^\| `([A-Z_]+)` \| `?([^|`]+?)`? \|", table))
     assert rows == {name: value.replace("%gin.REQUIRED", "required") for name, value in macros.items()}
+
+
+def test_the_demo_shown_is_the_demo() -> None:
+    """The table of stages in the README is that of the files which `flm demo` gives to `flm train`."""
+    from flm_jax.grow.schedule import Route
+    from flm_jax.training import trainer
+
+    gin_setup.parse(["gin_configs/runs/demo.gin"], ["MODEL_DIR=x"])
+    route = Route.of(gin.get_configurable(trainer.Trainer)().stages, length=256)
+    for line in route.describe().splitlines()[: len(route.stages) + 2]:
+        assert line in section(README, "Two commands")

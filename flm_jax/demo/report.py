@@ -182,7 +182,7 @@ def figure(model_dir: Path, path: Path) -> None:
         axes.set(xlabel=label, title=f"Loss against {label}")
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("loss, nats per token")
-    panels[0].legend(loc="upper right", fontsize=8)
+    panels[1].legend(loc="upper right", fontsize=8)
     plot.savefig(path, dpi=130)
     pyplot.close(plot)
 
