@@ -54,10 +54,11 @@ def parse(files: Sequence[str], bindings: Sequence[str], search_paths: Sequence[
         gin.parse_config_files_and_bindings(list(files), [], finalize_config=False)
         # A flag that binds a parameter over a file's macro leaves that macro without a use, which is no mistake.
         _, used_by_files = _macros()
+        off_in_files = _switched_off()
         gin.parse_config([_as_gin(binding) for binding in bindings])
     except (OSError, ValueError, TypeError, SyntaxError, NameError, AttributeError, ImportError) as error:
         raise GinError(_one_paragraph(error) + _parameter_hint(str(error))) from error
-    _check_macros(used_by_files)
+    _check_macros(used_by_files, off_in_files)
     gin.finalize()
 
 
@@ -88,13 +89,22 @@ def _code() -> str:
     return re.sub(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*\"""", "''", text)
 
 
-def _check_macros(used_by_files: set[str]) -> None:
+def _switched_off() -> set[str]:
+    """The macros that are None: a file sets so what has no meaning in its runs, TRAIN_STEPS where there are stages."""
+    return set(re.findall(r"(?m)^([A-Za-z_]\w*)\s*=\s*None\s*$", _code()))
+
+
+def _check_macros(used_by_files: set[str], off_in_files: set[str]) -> None:
     """Refuses what gin accepts: a macro that nothing reads, which is what a misspelt one is."""
     defined, used = _macros()
     code = _code()
-    # A file sets to None what has no meaning in its runs: TRAIN_STEPS, where every stage has its own.
-    switched_off = set(re.findall(r"(?m)^([A-Za-z_]\w*)\s*=\s*None\s*$", code))
-    for name in sorted(defined - switched_off - used - used_by_files - _SHARED_MACROS):
+    for name in sorted(defined - _switched_off() - used - used_by_files - _SHARED_MACROS):
+        if name in off_in_files:
+            raise GinError(
+                f"the gin macro {name} is set, but nothing uses it: a --gin_file has switched it off ({name} = None), "
+                "because what it stands for is said elsewhere (for TRAIN_STEPS: schedule.Stage.steps or .tokens, under "
+                "the scope of each stage)"
+            )
         close = difflib.get_close_matches(name, used, n=1)
         hint = f"did you mean {close[0]}?" if close else f"in use are {', '.join(sorted(used))}"
         raise GinError(f"the gin macro {name} is set, but nothing uses it; {hint}")

@@ -134,5 +134,6 @@ def _check(total_steps: int, ramps: int) -> None:
     if not 0 <= ramps < total_steps:
         raise ValueError(
             f"a schedule of {total_steps} steps has no room for {ramps} steps of warmup and decay; "
-            "bind WARMUP_STEPS (and DECAY_STEPS) below TRAIN_STEPS"
+            "lower WARMUP_STEPS (and DECAY_STEPS), or raise TRAIN_STEPS; with stages, warmup_steps and steps under the "
+            "stage's scope of schedule.Stage"
         )

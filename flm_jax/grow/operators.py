@@ -196,8 +196,9 @@ def choose(method: str | Mapping[str, str], axes: tuple[str, ...]) -> dict[str, 
             )
     missing = [axis for axis in axes if axis not in named]
     if missing:
+        whole = {axis: named.get(axis, next(iter(OPERATORS[axis]))) for axis in axes}
         raise UnknownMethodError(
             f"{whose} says nothing of {', '.join(missing)}, which the target grows; give Stage.method an operator for "
-            f"each, such as {{{', '.join(f'{axis!r}: {next(iter(OPERATORS[axis]))!r}' for axis in missing)}}}"
+            f"each axis that grows, such as {whole}"
         )
     return {axis: named[axis] for axis in OPERATORS if axis in axes}

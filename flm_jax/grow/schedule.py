@@ -163,8 +163,8 @@ class Route:
             config = plans[-1].target
             if plans[-1].masked and not 0 < stage.ramp_steps <= stage.num_steps(length):
                 raise GrowthError(
-                    f"stage {index}: the mask must open over at least 1 of the stage's "
-                    f"{stage.num_steps(length)} steps and at most all; found Stage.ramp_steps = {stage.ramp_steps}"
+                    f"stage {index}: the mask must open within the stage: bind its Stage.ramp_steps to between 1 and "
+                    f"the stage's {stage.num_steps(length)} steps; found {stage.ramp_steps}"
                 )
         return Route(tuple(stages), tuple(plans), length)
 

@@ -44,7 +44,10 @@ class Leg:
         self.mesh = self.stage.mesh.build()
         self.end = route.end(self.index, lineage.step)
         self.end_of_run = route.end_of_run(self.index, lineage.step)
-        self.learning_rate = route.learning_rate(self.index, lineage.step, lineage.updates, make_schedule)
+        try:
+            self.learning_rate = route.learning_rate(self.index, lineage.step, lineage.updates, make_schedule)
+        except ValueError as error:
+            raise ValueError(f"the learning rate of stage {self.index + 1}: {error}") from error
         self.optimizer = skipping_non_finite(
             make_optimizer(self.config, self.learning_rate, multipliers=lineage.multipliers(self.config))
         )

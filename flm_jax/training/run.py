@@ -106,7 +106,7 @@ class Run:
             if leg.is_last:
                 log.line(
                     f"nothing to train: the checkpoint is at step {self.last_step}, the last stage ends at {leg.end} "
-                    "(TRAIN_STEPS)"
+                    "(TRAIN_STEPS, or Stage.steps where there are several)"
                 )
         elif not self.stop.received:
             self._compile()
@@ -185,8 +185,9 @@ class Run:
         lineage = Lineage.from_json(found.growth_record) if found else Lineage()
         if len(lineage.records) >= len(self.route.stages):
             raise CheckpointMismatchError(
-                f"{self.directory}/checkpoint_{latest} has grown {len(lineage.records)} times, but Trainer.stages has "
-                f"{len(self.route.stages)} stages; give all stages, those that are over too"
+                f"{self.directory}/checkpoint_{latest} has grown {len(lineage.records)} times: expected at least "
+                f"{len(lineage.records) + 1} in Trainer.stages, found {len(self.route.stages)}; give all stages, those "
+                "that are over too"
             )
         self.leg = self._leg(lineage)
         self.slope = self._slope_of(self.leg, found.loss_window if found else ())
@@ -230,7 +231,9 @@ class Run:
             batch_size=self.leg.stage.batch_size,
             mixture=mixture if isinstance(mixture, str) else dict(mixture),
             data=self.reader.identity,
-            gin_config=gin.config_str(),
+            gin_config=gin.config_str(
+                max_line_length=10_000
+            ),  # a binding a line, for telling what has changed
             growth_record=self.leg.lineage.to_json(),
             loss_window=tuple(self.slope.points) if self.leg.stage.slope is not None else (),
         )

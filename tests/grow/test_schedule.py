@@ -139,6 +139,6 @@ def test_a_stage_that_cannot_be_grown_is_named() -> None:
             Route.of([stage(), stage(LARGE, method=method)], 64)
     with pytest.raises(ValueError, match=r"Trainer.stages must be a list of at least one Stage"):
         Route.of(stage(), 64)  # type: ignore[arg-type]
-    with pytest.raises(GrowthError, match=r"stage 2: .*found Stage.ramp_steps = 0"):
+    with pytest.raises(GrowthError, match=r"stage 2: .*Stage.ramp_steps to between 1 .* found 0"):
         Route.of([stage(), stage(LARGE, ramp_steps=0)], 64)
     Route.of([stage(), stage(LARGE, ramp_steps=0, method="lemon")], 64)

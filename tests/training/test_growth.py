@@ -305,7 +305,7 @@ def sgd(config: Any, learning_rate: Any, multipliers: Any) -> optax.GradientTran
         (
             lambda t: {"stages": [stage(SMALL), stage(MEDIUM, ramp_steps=9)]},
             GrowthError,
-            "at least 1 of the stage's 5 steps and at most all; found Stage.ramp_steps = 9",
+            "Stage.ramp_steps to between 1 and the stage's 5 steps; found 9",
         ),
         (
             lambda t: {"stages": [stage(SMALL), stage(MEDIUM, policy="rewarmup", warmup_steps=7)]},
@@ -362,7 +362,9 @@ def test_an_early_end_that_leaves_a_schedule_no_room_is_refused_at_once(
 
 
 def test_a_checkpoint_wants_all_stages_and_their_sizes(uninterrupted: Path, prepared_dir: Path) -> None:
-    with pytest.raises(CheckpointMismatchError, match=r"has grown 2 times, but Trainer\.stages has 1"):
+    with pytest.raises(
+        CheckpointMismatchError, match=r"has grown 2 times: expected at least 3 in Trainer\.stages, found 1"
+    ):
         growing(uninterrupted, prepared_dir, stages=[stage(LARGE)]).run()
     other = dataclasses.replace(LARGE, d_model=48)
     stages = [stage(SMALL), stage(MEDIUM), stage(other, method="lemon", batch_size=4)]
