@@ -111,13 +111,9 @@ def generate(
     """
     batch = prompts.shape[0]
     cache = empty_cache(decoder, batch, prompts.shape[1] + max_new_tokens)
-    logits, state = decoder.apply(
-        {"params": params, "cache": cache},
-        prompts,
-        prefill=True,
-        prefill_lengths=prompt_lengths,
-        mutable=["cache"],
-        growth=growth,
+    apply = functools.partial(decoder.apply, mutable=["cache"], growth=growth)
+    logits, state = apply(
+        {"params": params, "cache": cache}, prompts, prefill=True, prefill_lengths=prompt_lengths
     )
     last = jnp.take_along_axis(logits, (prompt_lengths - 1)[:, None, None], axis=1)[:, 0]
 
@@ -136,13 +132,7 @@ def generate(
         drawn = choose(loop.logits, sampling, jax.random.fold_in(rng, loop.step))
         token = jnp.where(loop.ended, 0, drawn)
         log_probability = jnp.take_along_axis(jax.nn.log_softmax(loop.logits), drawn[:, None], axis=1)[:, 0]
-        logits, state = decoder.apply(
-            {"params": params, "cache": loop.cache},
-            token[:, None],
-            decode=True,
-            mutable=["cache"],
-            growth=growth,
-        )
+        logits, state = apply({"params": params, "cache": loop.cache}, token[:, None], decode=True)
         return Loop(
             loop.step + 1,
             logits[:, 0],

@@ -221,6 +221,7 @@ class _NewestAndPinned(LatestN):
         self.pinned: set[int] = set()
 
     def should_preserve(self, checkpoints: Any, *, context: Any) -> list[bool]:
+        """For each checkpoint, oldest first, whether it is kept."""
         newest = super().should_preserve(checkpoints, context=context)
         return [
             kept or checkpoint.step in self.pinned

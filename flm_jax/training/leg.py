@@ -105,10 +105,6 @@ class Leg:
         )
         return step.lower(self.abstract_state, dict.fromkeys(PACKED_FEATURES, rows))
 
-    def mask_at(self, step: int) -> GrowthMask | None:
-        """The mask under which the model of `step` steps computes."""
-        return self.lineage.mask_at(step)
-
     def sequences(self, step: int) -> int:
         """Read by the run before `step`."""
         return self.lineage.sequences(step, self.stage.batch_size)

@@ -26,6 +26,7 @@ class LossSlope:
         self._window = window
         self._start = start
         self._points: deque[tuple[float, float]] = deque((float(t), float(v)) for t, v in points)
+        self._slope = self._fitted()
 
     @property
     def points(self) -> list[list[float]]:
@@ -39,9 +40,13 @@ class LossSlope:
         self._points.append((tokens, loss))
         while self._points[0][0] <= tokens * (1 - self._window):
             self._points.popleft()
+        self._slope = self._fitted()
 
     def slope(self) -> float | None:
         """Nats per token for an e-fold of tokens; None until the window is full."""
+        return self._slope
+
+    def _fitted(self) -> float | None:
         if len(self._points) < MIN_POINTS or self._points[-1][0] * (1 - self._window) < self._start:
             return None
         tokens, losses = np.array(self._points, np.float64).T

@@ -309,7 +309,7 @@ class Run:
         step = self.last_step
         with self.speed.paused():
             tasks = self.held_out(
-                self.state.params, cancelled=lambda: self.stop.received, growth=self.leg.mask_at(step)
+                self.state.params, cancelled=lambda: self.stop.received, growth=self.leg.lineage.mask_at(step)
             )
             if tasks is None:
                 return
