@@ -1,4 +1,4 @@
-"""The decoder: embedding, scanned blocks, final norm, tied readout."""
+"""The decoder: embedding, scanned blocks, final norm, readout."""
 
 from typing import Any
 
@@ -12,9 +12,10 @@ from flm_jax.layers.attention import causal_mask
 from flm_jax.layers.block import Block
 from flm_jax.layers.embedding import Embedding
 from flm_jax.layers.growth_mask import GrowthMask
-from flm_jax.layers.norm import LayerNorm
+from flm_jax.layers.norm import Norm
+from flm_jax.layers.readout import Readout
 from flm_jax.layers.xpos import rotation
-from flm_jax.parameters import FINAL_NORM, LAYERS
+from flm_jax.parameters import LAYERS, final_norm
 from flm_jax.partitioning import constrain
 
 _REMAT_POLICIES = {
@@ -25,7 +26,7 @@ _REMAT_POLICIES = {
 
 
 class Decoder(nn.Module):
-    """The FLM-101B decoder; `Decoder(config).init(rng, tokens)`, `.apply({"params": params}, tokens)`."""
+    """The decoder: `Decoder(config).init(rng, tokens)`, `.apply({"params": params}, tokens)`."""
 
     config: ModelConfig
 
@@ -95,8 +96,9 @@ class Decoder(nn.Module):
         blocks = _scanned(self.config)(self.config, name=LAYERS)
         growth = GrowthMask() if growth is None else growth
         x, _ = blocks(x, rotation(positions, self.config), mask, cache_index, growth, growth.layers)
-        x = LayerNorm(self.config, FINAL_NORM, name="final_norm")(x, growth.embed)
-        return constrain(embedding.logits(x), "batch", "length", "vocab")
+        x = Norm(self.config, final_norm(self.config), name="final_norm")(x, growth.embed)
+        readout = embedding.logits if self.config.tied_readout else Readout(self.config, name="readout")
+        return constrain(readout(x), "batch", "length", "vocab")
 
     def _advance(self, tokens: jax.Array, prefill_lengths: jax.Array | None) -> jax.Array:
         """Where in the cache each example's `tokens` `[B, L]` go, `[B]`; moves the index behind them."""

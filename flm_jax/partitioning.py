@@ -28,6 +28,7 @@ LOGICAL_AXIS_RULES: tuple[tuple[str, Any], ...] = (
     ("mlp", "tensor"),
     ("embed", "fsdp"),
     ("looked_up", "tensor"),  # the columns of the token table while rows are looked up in it
+    ("queries", None),  # the query heads of one key-value head stay with it
     ("kv", None),
     ("layers", None),
     ("length", None),

@@ -5,6 +5,8 @@ parameter counts alone for the two smaller stages: the shapes of `flm_16b` and `
 chosen with the published head_dim of 128 and an FFN of 4 d_model to come within 3.5 % of nominal.
 """
 
+import dataclasses
+
 from flm_jax.config import ModelConfig
 
 FLM_VOCAB_SIZE = 100_352  # GPT-4's 100,256 tokens padded to a multiple of 512
@@ -22,6 +24,24 @@ def flm_tiny() -> ModelConfig:
         max_length=512,
         dtype="float32",
         remat="dots",  # on CPUs a scan that keeps fewer intermediate values is faster
+    )
+
+
+def llama_tiny() -> ModelConfig:
+    """7.1M parameters: `flm_tiny` with the block of the Llama family and Tele-FLM, two query heads to a key-value head.
+
+    µP like the others: at its base width it is the standard parametrisation, and what grows from it keeps the
+    hyperparameters.
+    """
+    return dataclasses.replace(
+        flm_tiny(),
+        num_kv_heads=2,
+        norm="rmsnorm",
+        activation="swiglu",
+        d_ff=704,  # 8/3 d_model, to a multiple of 64
+        xpos_scale_base=None,  # RoPE
+        use_bias=False,
+        tied_readout=False,
     )
 
 

@@ -1,6 +1,7 @@
 """Small models and batches that several tests share."""
 
 import dataclasses
+import itertools
 from typing import Any
 
 import jax
@@ -25,6 +26,37 @@ def small_config(**changes: Any) -> ModelConfig:
         input_mult=1.5,
     )
     return dataclasses.replace(base, **changes)
+
+
+LLAMA = {
+    "num_kv_heads": 2,
+    "norm": "rmsnorm",
+    "activation": "swiglu",
+    "use_bias": False,
+    "tied_readout": False,
+    "xpos_scale_base": None,
+}
+_CHOICES = ("num_kv_heads", "norm", "activation", "use_bias", "tied_readout")
+# Every pair of choices occurs in one of these blocks; the first is FLM's.
+COVERING_BLOCKS = [
+    dict(zip(_CHOICES, block, strict=True))
+    for block in (
+        (None, "layernorm", "gelu", True, True),
+        (None, "rmsnorm", "swiglu", False, False),
+        (1, "layernorm", "gelu", False, False),
+        (1, "rmsnorm", "swiglu", True, True),
+        (2, "layernorm", "swiglu", True, False),
+        (2, "rmsnorm", "gelu", False, True),
+        (4, "layernorm", "swiglu", False, True),
+        (4, "rmsnorm", "gelu", True, False),
+    )
+]
+ALL_BLOCKS = [
+    dict(zip(_CHOICES, block, strict=True))
+    for block in itertools.product(
+        (None, 1, 2, 4), ("layernorm", "rmsnorm"), ("gelu", "swiglu"), (True, False), (True, False)
+    )
+]
 
 
 def random_params(config: ModelConfig, seed: int = 0) -> Any:

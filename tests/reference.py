@@ -1,4 +1,7 @@
-"""The FLM block in plain numpy, float64, a position and a head at a time: written from the formulas, not the code."""
+"""FLM's block and its successors' in plain numpy, float64, a position and a head at a time.
+
+Written from the formulas, not the code.
+"""
 
 import math
 from typing import Any
@@ -24,11 +27,18 @@ def xpos(vector: np.ndarray, position: int, config: ModelConfig, sign: int) -> n
     return turned
 
 
-def layer_norm(x: np.ndarray, scale: np.ndarray, bias: np.ndarray, epsilon: float) -> np.ndarray:
-    """Over the last axis."""
-    mean = x.mean(-1, keepdims=True)
-    variance = ((x - mean) ** 2).mean(-1, keepdims=True)
-    return (x - mean) / np.sqrt(variance + epsilon) * scale + bias
+def norm(x: np.ndarray, p: dict[str, np.ndarray], config: ModelConfig) -> np.ndarray:
+    """LayerNorm or RMSNorm of `[L, D]`, a position at a time."""
+    out = np.empty_like(x)
+    for n, row in enumerate(x):
+        if config.norm == "rmsnorm":
+            mean_square = (row @ row) / (config.norm_denominator or len(row))
+            out[n] = row / math.sqrt(mean_square + config.norm_epsilon) * p["scale"]
+        else:
+            centred = row - row.sum() / len(row)
+            variance = (centred @ centred) / len(row)
+            out[n] = centred / math.sqrt(variance + config.norm_epsilon) * p["scale"] + p.get("bias", 0)
+    return out
 
 
 def gelu(x: np.ndarray) -> np.ndarray:
@@ -36,18 +46,34 @@ def gelu(x: np.ndarray) -> np.ndarray:
     return 0.5 * x * (1 + np.tanh(0.7978845608028654 * x * (1 + 0.044715 * x * x)))
 
 
+def mlp(x: np.ndarray, p: dict[str, np.ndarray], config: ModelConfig) -> np.ndarray:
+    """GELU's or SwiGLU's feed-forward network of `[L, D]`."""
+    hidden = x @ p["wi_kernel"] + p.get("wi_bias", 0)
+    if config.activation == "swiglu":
+        gate = x @ p["gate_kernel"] + p.get("gate_bias", 0)
+        hidden = gate / (1 + np.exp(-gate)) * hidden
+    else:
+        hidden = gelu(hidden)
+    return hidden @ p["wo_kernel"] + p.get("wo_bias", 0)
+
+
 def attention(x: np.ndarray, p: dict[str, np.ndarray], config: ModelConfig) -> np.ndarray:
-    """Causal attention of one document `[L, D]`."""
+    """Causal attention of one document `[L, D]`; the query heads of a key-value head follow each other."""
     length = len(x)
-    out = np.tile(p["out_bias"], (length, 1))
+    out = np.tile(p.get("out_bias", np.zeros(config.d_model)), (length, 1))
     for h in range(config.num_heads):
-        q, k, v = (x @ p[f"{name}_kernel"][:, h] + p[f"{name}_bias"][h] for name in ("query", "key", "value"))
+        shared, which = divmod(h, config.num_heads // (config.num_kv_heads or config.num_heads))
+        query = (shared, which) if config.num_kv_heads else (shared,)
+        q, k, v = (
+            x @ p[f"{name}_kernel"][:, *index] + (p[f"{name}_bias"][index] if config.use_bias else 0)
+            for name, index in (("query", query), ("key", (shared,)), ("value", (shared,)))
+        )
         q = np.stack([xpos(q[n], n, config, +1) for n in range(length)])
         k = np.stack([xpos(k[n], n, config, -1) for n in range(length)])
         for n in range(length):
             scores = k[: n + 1] @ q[n] / math.sqrt(config.head_dim)
             weights = np.exp(scores - scores.max())
-            out[n] += (weights / weights.sum()) @ v[: n + 1] @ p["out_kernel"][h]
+            out[n] += (weights / weights.sum()) @ v[: n + 1] @ p["out_kernel"][query]
     return out
 
 
@@ -60,16 +86,8 @@ def logits(params: Any, tokens: np.ndarray, config: ModelConfig) -> np.ndarray:
             sub: {name: value[index] for name, value in group.items()}
             for sub, group in params["layers"].items()
         }
-        norm = block["attention_norm"]
-        x = x + attention(
-            layer_norm(x, norm["scale"], norm["bias"], config.norm_epsilon), block["attention"], config
-        )
-        norm, mlp = block["mlp_norm"], block["mlp"]
-        hidden = gelu(
-            layer_norm(x, norm["scale"], norm["bias"], config.norm_epsilon) @ mlp["wi_kernel"]
-            + mlp["wi_bias"]
-        )
-        x = x + hidden @ mlp["wo_kernel"] + mlp["wo_bias"]
-    norm = params["final_norm"]
-    x = layer_norm(x, norm["scale"], norm["bias"], config.norm_epsilon)
-    return x @ table.T * (config.output_mult / (config.d_model / 256))
+        x = x + attention(norm(x, block["attention_norm"], config), block["attention"], config)
+        x = x + mlp(norm(x, block["mlp_norm"], config), block["mlp"], config)
+    x = norm(x, params["final_norm"], config)
+    readout = table if config.tied_readout else params["readout"]["kernel"]
+    return x @ readout.T * (config.output_mult / (config.d_model / 256))

@@ -1,4 +1,6 @@
 import dataclasses
+import math
+from typing import Any
 
 import gin
 import jax
@@ -6,9 +8,9 @@ import jax.numpy as jnp
 import pytest
 
 from flm_jax import Decoder, ModelConfig, gin_setup, presets
-from tests.models import small_config
+from tests.models import ALL_BLOCKS, COVERING_BLOCKS, small_config
 
-PRESETS = ("flm_tiny", "flm_16b", "flm_51b", "flm_101b")
+PRESETS = ("flm_tiny", "llama_tiny", "flm_16b", "flm_51b", "flm_101b")
 
 
 def counted(config: ModelConfig) -> int:
@@ -23,8 +25,38 @@ def test_num_params_is_what_the_module_makes(preset: str) -> None:
     assert config.num_params == counted(config)
 
 
-def test_num_params_when_heads_and_width_are_unrelated() -> None:
-    assert small_config().num_params == counted(small_config())
+@pytest.mark.parametrize("num_kv_heads", [None, 1, 2, 4])
+def test_num_params_of_every_block(num_kv_heads: int | None) -> None:
+    blocks = [block for block in ALL_BLOCKS if block["num_kv_heads"] == num_kv_heads]
+    assert len(blocks) == 16
+    for block in blocks:
+        assert small_config(**block).num_params == counted(small_config(**block)), block
+
+
+def multiply_adds(jaxpr: Any) -> int:
+    """Of all matmuls, those in the body of a scan as often as it runs."""
+    total = 0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            summed = math.prod(equation.invars[0].aval.shape[dim] for dim in contracted)
+            total += math.prod(equation.outvars[0].aval.shape) * summed
+        times = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
+        bodies = [getattr(value, "jaxpr", value) for value in equation.params.values()]
+        total += times * sum(multiply_adds(body) for body in bodies if hasattr(body, "eqns"))
+    return total
+
+
+@pytest.mark.parametrize("block", COVERING_BLOCKS, ids=str)
+def test_hardware_flops_are_those_of_the_program(block: dict) -> None:
+    config, length = small_config(**block), 12
+    tokens = jax.ShapeDtypeStruct((1, length), jnp.int32)
+    shapes = jax.eval_shape(Decoder(config).init, jax.random.key(0), tokens)["params"]
+    forward = jax.make_jaxpr(lambda p, t: Decoder(config).apply({"params": p}, t))(shapes, tokens)
+    assert config.hardware_flops_per_token(length) * length == 3 * 2 * multiply_adds(forward.jaxpr)
+    # Model FLOPs leave out the triangle above the diagonal, in both of attention's products.
+    above = 3 * 2 * 2 * config.num_layers * config.num_heads * config.head_dim * (length - 1) / 2
+    assert config.flops_per_token(length) == config.hardware_flops_per_token(length) - above
 
 
 def test_published_sizes() -> None:
@@ -50,6 +82,14 @@ def test_standard_parametrisation_has_no_width_in_it() -> None:
     config = dataclasses.replace(presets.flm_101b(), parametrization="standard")
     assert config.logit_scale == 2.0
     assert config.width_mult("embed") == 1
+
+
+def test_multipliers_of_grouped_heads_and_swiglu() -> None:
+    config = small_config(num_heads=32, num_kv_heads=8, mup_base_width=384, activation="swiglu", d_ff=1024)
+    assert (config.size("heads"), config.size("queries")) == (8, 4)
+    assert config.width_mult("heads", "queries", "kv") == 32 * 8 / 384
+    assert config.width_mult("mlp") == 1  # 8/3 of the base width, as large as GELU's 4
+    assert (small_config().size("heads"), small_config().size("queries")) == (4, 1)
 
 
 def test_flops_follow_the_known_formulas() -> None:
@@ -81,6 +121,21 @@ def test_flops_follow_the_known_formulas() -> None:
             "xPos would scale by e.160 .*Bind ModelConfig.xpos_scale_base to 2053 or more",
         ),
         ({"xpos_scale_base": -1.0}, "xpos_scale_base must be positive, or None"),
+        (
+            {"num_kv_heads": 3},
+            "ModelConfig.num_kv_heads must be a divisor of ModelConfig.num_heads = 4.*found 3",
+        ),
+        ({"num_kv_heads": 0}, "ModelConfig.num_kv_heads must be a divisor.*found 0"),
+        ({"num_kv_heads": 2.0}, "ModelConfig.num_kv_heads must be a divisor.*found 2.0"),
+        ({"norm": "batchnorm"}, "ModelConfig.norm must be one of layernorm, rmsnorm; found 'batchnorm'"),
+        ({"activation": "relu"}, "ModelConfig.activation must be one of gelu, swiglu; found 'relu'"),
+        ({"use_bias": "False"}, "ModelConfig.use_bias must be one of True, False; found 'False'"),
+        ({"tied_readout": None}, "ModelConfig.tied_readout must be one of True, False; found None"),
+        ({"norm_denominator": 16.0}, "bind ModelConfig.norm_denominator to None; found 16.0"),
+        (
+            {"norm": "rmsnorm", "norm_denominator": -1.0},
+            "ModelConfig.norm_denominator must be positive, or None.*found -1.0",
+        ),
     ],
 )
 def test_bad_sizes_are_named(changes: dict, message: str) -> None:

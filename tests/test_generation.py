@@ -7,18 +7,23 @@ from hypothesis import strategies as st
 
 from flm_jax import Decoder
 from flm_jax.generation import Sampling, candidates, choose, empty_cache, generate
-from tests.models import random_params, random_tokens, small_config
+from tests.models import LLAMA, random_params, random_tokens, small_config
 
 CONFIG = small_config()
 DECODER = Decoder(CONFIG)
 
 
-def test_cached_decoding_gives_the_logits_of_the_full_pass() -> None:
-    params, tokens = random_params(CONFIG), random_tokens(CONFIG, 2, 14)
-    full = DECODER.apply({"params": params}, tokens)
-    variables = {"params": params, "cache": empty_cache(DECODER, 2, 14)}
+@pytest.mark.parametrize("block", [{}, LLAMA, {"num_kv_heads": 1}], ids=["multi-head", "grouped", "one"])
+def test_cached_decoding_gives_the_logits_of_the_full_pass(block: dict) -> None:
+    config = small_config(**block)
+    decoder = Decoder(config)
+    params, tokens = random_params(config), random_tokens(config, 2, 14)
+    full = decoder.apply({"params": params}, tokens)
+    variables = {"params": params, "cache": empty_cache(decoder, 2, 14)}
+    cached = variables["cache"]["layers"]["attention"]["cached_key"]
+    assert cached.shape == (2, 2, 14, block.get("num_kv_heads", 4), 8)
     for position in range(14):
-        logits, state = DECODER.apply(
+        logits, state = decoder.apply(
             variables, tokens[:, position : position + 1], decode=True, mutable=["cache"]
         )
         variables["cache"] = state["cache"]
@@ -49,18 +54,18 @@ def test_prompts_of_different_lengths_go_on_at_their_own_ends() -> None:
         np.testing.assert_allclose(logits[:, 0], full[np.arange(3), here], atol=1e-4)
 
 
-def test_greedy_takes_the_likeliest_token_each_time() -> None:
-    params = random_params(CONFIG)
+@pytest.mark.parametrize("block", [{}, LLAMA], ids=["flm", "llama"])
+def test_greedy_takes_the_likeliest_token_each_time(block: dict) -> None:
+    params, decoder = random_params(small_config(**block)), Decoder(small_config(**block))
     prompts, lengths = np.array([[0, 5, 6, 7], [0, 9, 0, 0]], np.int32), np.array([4, 2])
-    found = generate(DECODER, params, prompts, lengths, 6, jax.random.key(0), eos_id=-1)
+    found = jax.jit(lambda: generate(decoder, params, prompts, lengths, 6, jax.random.key(0), eos_id=-1))()
     for row, length in enumerate(lengths):
-        tokens, score = list(prompts[row, :length]), 0.0
-        for _ in range(6):
-            logits = DECODER.apply({"params": params}, np.array([tokens]))[0, -1]
-            tokens.append(int(jnp.argmax(logits)))
-            score += float(jax.nn.log_softmax(logits)[tokens[-1]])
-        assert found.tokens[row].tolist() == tokens[length:]
-        assert float(found.scores[row]) == pytest.approx(score, rel=1e-4)
+        new = found.tokens[row]
+        whole = np.concatenate([prompts[row, :length], new])[None]
+        logits = jax.jit(decoder.apply)({"params": params}, whole)[0, length - 1 : -1]
+        assert new.tolist() == jnp.argmax(logits, axis=-1).tolist()
+        score = jax.nn.log_softmax(logits)[np.arange(6), new].sum()
+        assert float(found.scores[row]) == pytest.approx(float(score), rel=1e-4)
 
 
 def test_nothing_follows_the_end_of_sequence() -> None:

@@ -7,13 +7,14 @@ from flm_jax import Decoder
 from flm_jax.config import REMAT_POLICIES
 from flm_jax.layers.embedding import Embedding
 from tests import reference
-from tests.models import random_params, random_tokens, small_config
+from tests.models import COVERING_BLOCKS, random_params, random_tokens, small_config
 
 
-def test_float64_is_float64_throughout() -> None:
+@pytest.mark.parametrize("block", COVERING_BLOCKS, ids=str)
+def test_float64_is_float64_throughout(block: dict) -> None:
     """Parity with numpy in float64; a single value rounded to float32 on the way would show at 1e-8."""
     with jax.enable_x64(True):
-        config = small_config(dtype="float64", param_dtype="float64", norm_epsilon=1e-3)
+        config = small_config(dtype="float64", param_dtype="float64", norm_epsilon=1e-3, **block)
         params = random_params(config)
         tokens = random_tokens(config, 2, 9)
         found = jax.jit(Decoder(config).apply)({"params": params}, tokens)

@@ -2,12 +2,13 @@ import re
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
 from flm_jax import Decoder, parameters, partitioning
 from flm_jax.partitioning import MeshShape
-from tests.models import random_tokens, small_config
+from tests.models import LLAMA, random_params, random_tokens, small_config
 
 
 def test_mesh_shape_fills_in_the_rest() -> None:
@@ -39,7 +40,8 @@ def test_rules_for_parameters_and_activations() -> None:
 
 
 def test_every_parameter_axis_has_a_rule() -> None:
-    rows = jax.tree.leaves(parameters.table(small_config()), is_leaf=parameters.is_parameter)
+    rows = jax.tree.leaves(parameters.table(small_config(**LLAMA)), is_leaf=parameters.is_parameter)
+    assert "queries" in {axis for row in rows for axis in row.axes}
     assert {axis for row in rows for axis in row.axes} <= {
         axis for axis, _ in partitioning.LOGICAL_AXIS_RULES
     }
@@ -49,6 +51,21 @@ def test_a_mesh_that_does_not_divide_names_both() -> None:
     mesh = MeshShape(1, 1, 8).build()
     with pytest.raises(ValueError, match=r"'heads' of 4 entries .* 'tensor' of 8 devices.*MeshShape.tensor"):
         partitioning.param_shardings(small_config(), mesh)
+
+
+def test_grouped_heads_are_split_with_their_key_value_heads() -> None:
+    """Results on a mesh are those of one device, and query heads are laid out as the key-value heads they look at."""
+    config = small_config(**LLAMA)
+    tokens, params = random_tokens(config, 4, 8), random_params(config)
+    alone = Decoder(config).apply({"params": params}, tokens)
+    mesh = MeshShape(2, 2, 2).build()
+    placed = jax.device_put(params, partitioning.param_shardings(config, mesh))
+    with jax.set_mesh(mesh), partitioning.axis_rules():
+        lowered = jax.jit(lambda p, t: Decoder(config).apply({"params": p}, t)).lower(placed, tokens)
+        np.testing.assert_allclose(lowered.compile()(placed, tokens), alone, rtol=1e-4, atol=1e-4)
+    found = re.findall(r"sdy.sharding_constraint.*", lowered.as_text())
+    query = r'\[\{"data", "fsdp"\}, \{\}, \{"tensor"\}, \{\}, \{\}\].*4x8x2x2x8'
+    assert any(re.search(query, line) for line in found), found
 
 
 def test_constraints_reach_the_program() -> None:

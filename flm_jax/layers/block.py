@@ -7,14 +7,14 @@ from flm_jax.config import ModelConfig
 from flm_jax.layers.attention import Attention
 from flm_jax.layers.growth_mask import GrowthMask
 from flm_jax.layers.mlp import Mlp
-from flm_jax.layers.norm import LayerNorm
+from flm_jax.layers.norm import Norm
 from flm_jax.layers.xpos import Rotation
-from flm_jax.parameters import NORM
+from flm_jax.parameters import norm
 from flm_jax.partitioning import constrain
 
 
 class Block(nn.Module):
-    """x + Attention(Norm(x)), then x + Mlp(Norm(x)): the GPT-3 block of FLM-101B (paper, section 2.1)."""
+    """x + Attention(Norm(x)), then x + Mlp(Norm(x)): the pre-norm block of FLM-101B (paper, section 2.1)."""
 
     config: ModelConfig
 
@@ -42,9 +42,9 @@ class Block(nn.Module):
         def add(x: jax.Array, branch: jax.Array) -> jax.Array:
             return x + (branch if keep is None else branch * keep.astype(branch.dtype))
 
-        normed = LayerNorm(self.config, NORM, name="attention_norm")(x, growth.embed)
+        normed = Norm(self.config, norm(self.config), name="attention_norm")(x, growth.embed)
         attention = Attention(self.config, name="attention")
-        x = add(x, attention(normed, rotation, mask, cache_index, growth.heads))
-        normed = LayerNorm(self.config, NORM, name="mlp_norm")(x, growth.embed)
+        x = add(x, attention(normed, rotation, mask, cache_index, growth))
+        normed = Norm(self.config, norm(self.config), name="mlp_norm")(x, growth.embed)
         x = add(x, Mlp(self.config, name="mlp")(normed, growth.mlp))
         return constrain(x, "batch", "length", "embed"), None

@@ -1,22 +1,23 @@
-"""The token table: embedding at the bottom, tied readout at the top."""
+"""The token table: embedding at the bottom and, where it is tied, readout at the top."""
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from flm_jax.config import ModelConfig, at_least_float32
-from flm_jax.parameters import EMBEDDING, declare
+from flm_jax import parameters
+from flm_jax.config import ModelConfig
+from flm_jax.layers.readout import logits
 from flm_jax.partitioning import constrain
 
 
 class Embedding(nn.Module):
-    """One table `[V, D]` for both ends of the decoder."""
+    """One table `[V, D]`, for both ends of the decoder where the readout is tied."""
 
     config: ModelConfig
 
     def setup(self) -> None:
         """Declares the table."""
-        self.table = declare(self, EMBEDDING, self.config)["embedding"]
+        self.table = parameters.declare(self, parameters.embedding(), self.config)["embedding"]
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """Embeds integer `tokens` `[B, L]`, times `input_mult`: `[B, L, D]`."""
@@ -29,7 +30,5 @@ class Embedding(nn.Module):
         return (x * self.config.input_mult).astype(self.config.dtype)
 
     def logits(self, x: jax.Array) -> jax.Array:
-        """Readout of `x` `[B, L, D]` times `output_mult` over the width multiplier: `[B, L, V]`, at least float32."""
-        wide = at_least_float32(x.dtype)
-        x = (x.astype(wide) * self.config.logit_scale).astype(x.dtype)
-        return jnp.einsum("BLD,VD->BLV", x, self.table.astype(x.dtype), preferred_element_type=wide)
+        """The tied readout of `x` `[B, L, D]`: `[B, L, V]`, at least float32."""
+        return logits(x, self.table, self.config)

@@ -18,6 +18,9 @@ class GrowthMask(NamedTuple):
     """
 
     embed: jax.Array | None = None  # [d_model]
-    heads: jax.Array | None = None  # [num_heads]
+    heads: jax.Array | None = None  # [key-value heads]; [num_heads] unless heads are grouped
+    queries: jax.Array | None = (
+        None  # [query heads per key-value head]; a query head's factor is the product of both
+    )
     mlp: jax.Array | None = None  # [d_ff]
     layers: jax.Array | None = None  # [num_layers]
