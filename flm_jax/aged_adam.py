@@ -10,6 +10,7 @@ in a matrix (embed, mlp) the entry (2, 1) was born at 100 and (2, 2) at 150.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -29,14 +30,24 @@ class AgedAdamState(NamedTuple):
     births: dict[str, jax.Array]  # axis -> int32 [size of the axis], the count at which each index came
 
 
-def scale_by_aged_adam(config: ModelConfig, b1: float, b2: float, eps: Any) -> optax.GradientTransformation:
+def scale_by_aged_adam(
+    config: ModelConfig,
+    b1: float,
+    b2: float,
+    eps: Any,
+    weight_decay: Any = None,
+    rewarm: Callable[[jax.Array], jax.Array] | None = None,
+) -> optax.GradientTransformation:
     """Like `optax.scale_by_adam`, and equal to it while all births are 0.
 
     Args:
         config: The model whose parameters are trained, for their axes.
         b1: Decay of the mean of gradients.
         b2: Decay of the mean of squared gradients.
-        eps: Added to the root of the corrected second moment; a number for each parameter, in their tree's shape.
+        eps: Added to the root of the corrected second moment; for each parameter, in their tree's shape, a number or an
+            array that broadcasts over it.
+        weight_decay: Likewise, times the parameter added to its update; None for none.
+        rewarm: Factor on the whole update of what growth has added, of its age in updates, from 1 on.
     """
     rows = parameters.table(config)
 
@@ -52,17 +63,33 @@ def scale_by_aged_adam(config: ModelConfig, b1: float, b2: float, eps: Any) -> o
     def update(
         updates: optax.Updates, state: AgedAdamState, params: optax.Params | None = None
     ) -> tuple[optax.Updates, AgedAdamState]:
-        del params
         count = optax.safe_increment(state.count)
         mu = optax.tree.update_moment(updates, state.mu, b1, 1)
         nu = optax.tree.update_moment_per_elem_norm(updates, state.nu, b2, 2)
 
-        def one(row: parameters.Parameter, m: jax.Array, v: jax.Array, eps: float) -> jax.Array:
+        def one(row: parameters.Parameter, m: jax.Array, v: jax.Array, eps: Any) -> jax.Array:
             ages = {axis: (count - state.births[axis]).astype(at_least_float32(m.dtype)) for axis in row.axes}
             first, second = (_correction(row, ages, decay).astype(m.dtype) for decay in (b1, b2))
-            return (m / first) / (jnp.sqrt(v / second) + eps)
+            return (m / first) / (jnp.sqrt(v / second) + jnp.asarray(eps, m.dtype))
+
+        def warmed(row: parameters.Parameter, update: jax.Array) -> jax.Array:
+            assert rewarm is not None
+            births = _along(row, state.births)
+            born = functools.reduce(jnp.maximum, births)
+            factor = jnp.where(born > 0, rewarm((count - born).astype(at_least_float32(update.dtype))), 1)
+            return update * factor.astype(update.dtype)
 
         scaled = jax.tree.map(one, rows, mu, nu, eps, is_leaf=parameters.is_parameter)
+        if weight_decay is not None:
+            assert params is not None, "weight decay needs the parameters"
+            scaled = jax.tree.map(
+                lambda update, decay, param: update + jnp.asarray(decay, update.dtype) * param,
+                scaled,
+                weight_decay,
+                params,
+            )
+        if rewarm is not None:
+            scaled = jax.tree.map(warmed, rows, scaled, is_leaf=parameters.is_parameter)
         return scaled, AgedAdamState(count, mu, nu, state.births)
 
     return optax.GradientTransformation(init, update)
@@ -73,9 +100,13 @@ def _correction(row: parameters.Parameter, ages: dict[str, jax.Array], decay: fl
 
     It grows with the age, so the youngest index decides by a minimum, and powers are taken of vectors only.
     """
-    rank = len(row.axes)
-    along = [
-        (1 - decay ** ages[axis]).reshape([-1 if i == dim else 1 for i in range(rank)])
+    corrections = {axis: 1 - decay ** ages[axis] for axis in row.axes}
+    return functools.reduce(jnp.minimum, _along(row, corrections))
+
+
+def _along(row: parameters.Parameter, vectors: dict[str, jax.Array]) -> list[jax.Array]:
+    """A vector for each axis of the parameter, each along its own dimension."""
+    return [
+        vectors[axis].reshape([-1 if i == dim else 1 for i in range(len(row.axes))])
         for dim, axis in enumerate(row.axes)
     ]
-    return functools.reduce(jnp.minimum, along)

@@ -13,7 +13,7 @@ from flm_jax.config import ModelConfig
 
 
 class Multipliers(NamedTuple):
-    """Factors of each parameter, as numbers in the shape of the parameter tree."""
+    """Factors of each parameter in their tree: numbers, or arrays that broadcast over the parameter."""
 
     learning_rate: Any
     weight_decay: Any
@@ -43,6 +43,8 @@ def adamw(
     weight_decay: float = 0.1,
     clip_norm: float = 1.0,
     multipliers: Multipliers | None = None,
+    rewarm_steps: int = 0,
+    rewarm_peak: float = 1.3,
 ) -> optax.GradientTransformation:
     """AdamW as FLM-101B's (section 2.4 of the paper): clipping by the global norm, decoupled weight decay.
 
@@ -60,24 +62,36 @@ def adamw(
         clip_norm: Largest global norm of the gradients.
         multipliers: Of each parameter; None is `width_multipliers(config)`. A grown model goes on with
             `GrowthPlan.multipliers`, which keep the dynamics of what was there.
+        rewarm_steps: Updates over which the learning rate of what growth has added, and of that alone, rises from 0 to
+            `rewarm_peak` times the rate of the others; it comes down to theirs over as many again. 0 for not at all.
+        rewarm_peak: SPARKLING's ρ (arXiv 2602.02472, which rewarms over 250 steps); the way down is ours.
     """
     mults = width_multipliers(config) if multipliers is None else multipliers
 
-    def decay_and_scale(updates: optax.Updates, params: optax.Params | None = None) -> optax.Updates:
+    def scale(updates: optax.Updates, params: optax.Params | None = None) -> optax.Updates:
+        del params
         return jax.tree.map(
-            lambda update, param, rate, decay: rate * (update + weight_decay * decay * param),
-            updates,
-            params,
-            mults.learning_rate,
-            mults.weight_decay,
+            lambda update, rate: jnp.asarray(rate, update.dtype) * update, updates, mults.learning_rate
         )
 
     return optax.chain(
         optax.clip_by_global_norm(clip_norm),
-        scale_by_aged_adam(config, b1, b2, jax.tree.map(lambda mult: eps * mult, mults.epsilon)),
-        optax.stateless(decay_and_scale),
+        scale_by_aged_adam(
+            config,
+            b1,
+            b2,
+            jax.tree.map(lambda mult: eps * mult, mults.epsilon),
+            jax.tree.map(lambda mult: weight_decay * mult, mults.weight_decay),
+            _rewarming(rewarm_steps, rewarm_peak) if rewarm_steps else None,
+        ),
+        optax.stateless(scale),
         optax.scale_by_learning_rate(learning_rate),
     )
+
+
+def _rewarming(steps: int, peak: float) -> Callable[[jax.Array], jax.Array]:
+    """With 2 steps and peak 1.5, ages 1 to 5 have 0.75, 1.5, 1.25, 1, 1."""
+    return lambda age: jnp.interp(age, jnp.array([0.0, steps, 2 * steps]), jnp.array([0.0, peak, 1.0]))
 
 
 def warmup_cosine(peak: float, total_steps: int, warmup_steps: int = 0, final: float = 0.0) -> optax.Schedule:

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from flm_jax import ModelConfig, grow
+from flm_jax import ModelConfig, grow, optimizer
 from flm_jax.aged_adam import AgedAdamState, scale_by_aged_adam
 from flm_jax.grow.planning import GrowthPlan
 from tests.grow.growths import assert_equal, drawn_params, is_new, old_entries, over_rows
@@ -169,6 +169,33 @@ def test_stacked_layers_take_the_births_and_moments_of_their_source() -> None:
     source = np.arange(7) % 3
     for old, new in ((state.mu, found.mu), (state.nu, found.nu)):
         assert_equal(jax.tree.map(lambda x: np.asarray(x)[source], old["layers"]), new["layers"])
+
+
+def test_what_is_new_is_warmed_up_again() -> None:
+    """Weight decay too; what is old keeps every bit. The factors are the documented ones."""
+    plan, params = PLAN, drawn_params(PLAN.target)
+    plain, warmed = (
+        optimizer.adamw(plan.target, 1e-3, weight_decay=0.5, rewarm_steps=steps, rewarm_peak=1.5)
+        for steps in (0, 2)
+    )
+    state = optimizer.adamw(SOURCE, 1e-3).init(drawn_params(SOURCE))
+    state = plan.opt_state((state[0], started(), *state[2:]))
+    other, update, rewarming = state, jax.jit(plain.update), jax.jit(warmed.update)
+    for seed, factor in enumerate((0.75, 1.5, 1.25, 1.0, 1.0)):
+        gradient = gradients(plan.target, seed)
+        usual, state = update(gradient, state, params)
+        found, other = rewarming(gradient, other, params)
+        assert_equal(old_entries(plan, found), old_entries(plan, usual))
+        np.testing.assert_allclose(of_new(found), factor * of_new(usual), rtol=1e-5, atol=1e-9)
+        assert np.all(of_new(usual) != 0)
+        assert_equal((found_state := other[1]).mu, state[1].mu)
+        assert int(found_state.count) == 41 + seed
+
+
+def test_nothing_is_warmed_up_in_a_run_that_has_not_grown() -> None:
+    params, gradient = drawn_params(SOURCE), gradients(SOURCE, 0)
+    plain, warmed = (optimizer.adamw(SOURCE, 1e-3, rewarm_steps=steps) for steps in (0, 5))
+    assert_equal(*(jax.jit(tx.update)(gradient, tx.init(params), params)[0] for tx in (plain, warmed)))
 
 
 def test_reset_begins_adam_anew() -> None:

@@ -30,6 +30,16 @@ class AxisMap:
         old = self.old_positions
         return bool(np.array_equal(old, np.arange(len(old))) and np.array_equal(self.source[old], old))
 
+    @property
+    def copies(self) -> np.ndarray:
+        """`[new]`, how many entries have this one's source: source (0, 1, 2, 0, 1) gives (2, 2, 1, 2, 2)."""
+        return np.bincount(self.source)[self.source]
+
+    @property
+    def is_even(self) -> bool:
+        """Whether every old entry has as many copies as every other."""
+        return len(set(self.copies.tolist())) == 1
+
     def then(self, later: "AxisMap") -> "AxisMap":
         """The map of this growth and a later one together."""
         return AxisMap(self.source[later.source], later.is_new | self.is_new[later.source])
@@ -51,3 +61,34 @@ def stack(old: int, new: int) -> AxisMap:
     """The whole axis again and again on top of itself: 2 to 5 is source (0, 1, 0, 1, 0)."""
     index = np.arange(new)
     return AxisMap(index % old, index >= old)
+
+
+def middle(old: int, new: int) -> AxisMap:
+    """The block in the middle once more, behind itself: 4 to 6 is source (0, 1, 2, 1, 2, 3).
+
+    At most twice the old size.
+    """
+    block = new - old
+    start = (old - block) // 2
+    index = np.arange(new)
+    return AxisMap(
+        np.where(index < start + block, index, index - block),
+        (index >= start + block) & (index < start + 2 * block),
+    )
+
+
+def random(old: int, new: int) -> AxisMap:
+    """New entries at the end, each the copy of a source drawn at random; the same draw for the same sizes."""
+    drawn = np.random.default_rng((old, new)).integers(0, old, new - old)
+    return AxisMap(np.concatenate([np.arange(old), drawn]), np.arange(new) >= old)
+
+
+def even_split(axis_map: AxisMap) -> np.ndarray:
+    """`[new]`, weights of copies that sum to 1 over each source: source (0, 1, 0) gives (1/2, 1, 1/2)."""
+    return 1 / axis_map.copies
+
+
+def uneven_split(axis_map: AxisMap) -> np.ndarray:
+    """`[new]`, likewise, the j-th of m copies with j / (1 + ... + m): source (0, 1, 0) gives (1/3, 1, 2/3)."""
+    order = np.array([np.sum(axis_map.source[:i] == s) + 1 for i, s in enumerate(axis_map.source)])
+    return 2 * order / (axis_map.copies * (axis_map.copies + 1))

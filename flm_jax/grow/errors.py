@@ -9,12 +9,16 @@ class UnknownMethodError(GrowthError):
     """No method or operator has this name, or it does not grow this axis."""
 
 
+class UnsuitableOperatorError(GrowthError):
+    """An operator cannot grow this model, or not by this factor."""
+
+
 class ShrinkingError(GrowthError):
     """The target is smaller than the source in some axis."""
 
 
 class FixedFieldError(GrowthError):
-    """The target differs in something that growth cannot change: head_dim, the vocabulary, the parametrisation."""
+    """The target differs in what growth cannot change: head_dim, the kind of attention, the parametrisation."""
 
 
 class UnknownStateError(GrowthError):
@@ -23,3 +27,11 @@ class UnknownStateError(GrowthError):
 
 class FunctionChangedError(GrowthError):
     """The grown model computes something else than its source did, beyond what its method may."""
+
+
+class SymmetryWarning(UserWarning):
+    """Copies compute the same, and an optimizer that treats them alike will never tell them apart."""
+
+
+class AgeWarning(UserWarning):
+    """An optimizer's bias correction will take new moments for old ones."""

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from flm_jax.config import ModelConfig
-from flm_jax.grow.planning import GrowthPlan, plan
+from flm_jax.grow.planning import GrowthPlan, decide
 from flm_jax.layers.growth_mask import GrowthMask
 from flm_jax.optimizer import Multipliers, width_multipliers
 
@@ -25,6 +25,7 @@ class GrowthRecord:
         source: The model before.
         target: The model after, with the constants that its plan has set.
         operators: Axis to operator.
+        multipliers: Policy of the optimizer's multipliers, `carry` or `rederive`.
     """
 
     step: int
@@ -34,11 +35,12 @@ class GrowthRecord:
     source: ModelConfig
     target: ModelConfig
     operators: dict[str, str]
+    multipliers: str = "carry"
 
     @property
     def plan(self) -> GrowthPlan:
         """The plan that was carried out."""
-        return plan(self.source, self.target, self.operators)
+        return decide(self.source, self.target, self.operators)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -98,7 +100,7 @@ class Lineage:
         """Of the optimizer for the present model `config`: those of the first, carried through every growth."""
         mults = width_multipliers(self.records[0].source if self.records else config)
         for record in self.records:
-            mults = record.plan.multipliers(mults)
+            mults = record.plan.multipliers(mults, record.multipliers)
         return mults
 
     def mask(self, step: int | jax.Array) -> GrowthMask | None:

@@ -10,8 +10,9 @@ import optax
 from flm_jax.config import ModelConfig
 from flm_jax.grow.errors import GrowthError
 from flm_jax.grow.lineage import GrowthRecord, Lineage
+from flm_jax.grow.multipliers import POLICIES as MULTIPLIER_POLICIES
 from flm_jax.grow.optimizer_state import POLICIES as STATE_POLICIES
-from flm_jax.grow.planning import GrowthPlan, plan
+from flm_jax.grow.planning import GrowthPlan, decide
 from flm_jax.model import LanguageModel
 from flm_jax.partitioning import MeshShape
 
@@ -25,6 +26,7 @@ _LEAST = {
     "warmup_steps": 0,
     "ramp_steps": 0,
     "rewind_to": 0,
+    "rewarm_steps": 1,
 }
 _OPTIONAL = ("steps", "tokens", "rewind_to")
 
@@ -37,7 +39,7 @@ class Stage:
         model: What is trained. Its sizes are those wanted; the constants that growth changes follow from the plan.
         batch_size: Sequences a step, over all devices.
         learning_rate: The peak, at the µP base width. Matrices have it times the multiplier of the *first* stage's
-            width (`GrowthPlan.multipliers`), embeddings, norms and biases as it is.
+            width unless `multipliers` says otherwise (`GrowthPlan.multipliers`), embeddings, norms and biases as it is.
         steps: Batches of this stage, at most; or
         tokens: as many as make up these tokens, padding included. One of the two.
         slope: The stage ends early once the loss falls no faster than this: nats per token for an e-fold of the run's
@@ -47,13 +49,18 @@ class Stage:
         warmup_steps: Of the first stage, and of one that warms up again.
         num_microbatches: Parts of a batch whose gradients are added up, to save memory.
         mesh: How the devices are arranged.
-        method: How the model grows out of the stage before: `msg`, `lemon`, `gstack`, or axis to operator.
+        method: How the model grows out of the stage before: one of `operators.METHODS`, or axis to operator.
         ramp_steps: Over which the mask opens, where the method has one.
         policy: Of the learning rate. `keep`: the schedule goes on (under WSD the stable phase: WSD continuation).
             `rewind`: its clock goes back to `rewind_to`. `rewarmup`: it begins anew with `warmup_steps`. All end at the
             end of the run.
         rewind_to: Step of the schedule; None is the end of the first stage's warmup.
-        optimizer_state: `carry` or `reset`.
+        optimizer_state: What becomes of moments at the growth: `carry`, `age`, `asymmetric` or `reset`
+            (`GrowthPlan.opt_state`).
+        rewarm_steps: Under `asymmetric` the learning rate of what is new warms up over these updates.
+        multipliers: `carry`: learning-rate multipliers of matrices stay those of the first width. `rederive`: they
+            become µP's of the new one.
+        trains: `all`, or `new`: what was there before the growth is frozen in this stage.
     """
 
     model: LanguageModel
@@ -71,6 +78,9 @@ class Stage:
     policy: str = "keep"
     rewind_to: int | None = None
     optimizer_state: str = "carry"
+    rewarm_steps: int = 250
+    multipliers: str = "carry"
+    trains: str = "all"
 
     def check(self, name: str) -> None:
         """Refuses settings that cannot be; `name` is the stage's in the message.
@@ -110,7 +120,12 @@ class Stage:
                 f"Stage.slope of {name} must be negative, nats per e-fold of tokens at which a falling loss is flat "
                 f"enough, found {self.slope!r}"
             )
-        for field, allowed in (("policy", RATE_POLICIES), ("optimizer_state", STATE_POLICIES)):
+        for field, allowed in (
+            ("policy", RATE_POLICIES),
+            ("optimizer_state", STATE_POLICIES),
+            ("multipliers", MULTIPLIER_POLICIES),
+            ("trains", ("all", "new")),
+        ):
             if getattr(self, field) not in allowed:
                 raise ValueError(
                     f"Stage.{field} of {name} must be one of {', '.join(allowed)}, found {getattr(self, field)!r}"
@@ -157,7 +172,7 @@ class Route:
         config, plans = stages[0].model.config, []
         for index, stage in enumerate(stages[1:], start=2):
             try:
-                plans.append(plan(config, stage.model.config, stage.method))
+                plans.append(decide(config, stage.model.config, stage.method))
             except GrowthError as error:
                 raise type(error)(f"stage {index}: {error}") from error
             config = plans[-1].target
@@ -184,6 +199,7 @@ class Route:
             source=growth.source,
             target=growth.target,
             operators=dict(growth.operators),
+            multipliers=self.stages[index + 1].multipliers,
         )
         return Lineage((*lineage.records, record))
 

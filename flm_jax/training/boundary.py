@@ -36,7 +36,7 @@ def grow(
     with old.context():
         gate.before(state.params, to_devices(rows, old.batch_sharding))
     key = jax.random.fold_in(jax.random.key(seed), step)
-    grown = growth(state, key, new.stage.optimizer_state, LeafByLeaf(new.mesh))
+    grown = growth(state, key, new.stage.optimizer_state, LeafByLeaf(new.mesh), new.abstract_state)
     grown = jax.device_put(grown, new.shardings)  # counters, from the old mesh to the new
     try:
         with new.context():

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 
 from flm_jax import partitioning
+from flm_jax.grow.freezing import train_only_new
 from flm_jax.grow.lineage import Lineage
 from flm_jax.grow.schedule import Route
 from flm_jax.layers.growth_mask import GrowthMask
@@ -25,7 +26,8 @@ class Leg:
     Args:
         route: All stages.
         lineage: The growths so far; their number is the stage's index.
-        make_optimizer: `make_optimizer(config, learning_rate, multipliers=)`.
+        make_optimizer: `make_optimizer(config, learning_rate, multipliers=)`, with `rewarm_steps=` too where the
+            stage's `optimizer_state` is `asymmetric`.
         make_schedule: `make_schedule(peak=, total_steps=, warmup_steps=)`.
     """
 
@@ -48,11 +50,20 @@ class Leg:
             self.learning_rate = route.learning_rate(self.index, lineage.step, lineage.updates, make_schedule)
         except ValueError as error:
             raise ValueError(f"the learning rate of stage {self.index + 1}: {error}") from error
-        self.optimizer = skipping_non_finite(
-            make_optimizer(self.config, self.learning_rate, multipliers=lineage.multipliers(self.config))
-        )
+        self.optimizer = skipping_non_finite(self._make_optimizer(make_optimizer))
         self.abstract_state = abstract_state(self.config, self.optimizer, self.mesh)
         self.batch_sharding = partitioning.batch_sharding(self.mesh)
+
+    def _make_optimizer(
+        self, make: Callable[..., optax.GradientTransformation]
+    ) -> optax.GradientTransformation:
+        settings: dict[str, Any] = {"multipliers": self.lineage.multipliers(self.config)}
+        if self.index and self.stage.optimizer_state == "asymmetric":
+            settings["rewarm_steps"] = self.stage.rewarm_steps
+        optimizer = make(self.config, self.learning_rate, **settings)
+        if self.index and self.stage.trains == "new":
+            return train_only_new(optimizer, self.lineage.records[-1].plan)
+        return optimizer
 
     @property
     def slope_start(self) -> int:

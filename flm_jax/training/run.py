@@ -212,6 +212,12 @@ class Run:
                     f"{checkpoint} has grown into stage {index + 2} by {record.operators}, but Stage.method of that "
                     f"stage now means {planned}; restore it, or bind MODEL_DIR to a new directory"
                 )
+            policy = self.route.stages[index + 1].multipliers
+            if record.multipliers != policy:
+                raise CheckpointMismatchError(
+                    f"{checkpoint} has grown into stage {index + 2} with Stage.multipliers = {record.multipliers!r}, "
+                    f"found {policy!r}; restore it, or bind MODEL_DIR to a new directory"
+                )
         if leg.end < lineage.ramp_end:
             raise CheckpointMismatchError(
                 f"stage {leg.index + 1} would end at step {leg.end}, while the mask of {checkpoint} still opens: its "

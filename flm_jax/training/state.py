@@ -23,7 +23,7 @@ class TrainState(NamedTuple):
 def abstract_state(config: ModelConfig, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
     """Shapes, dtypes and shardings of the state, nothing allocated: for restoring and for ahead-of-time compiling.
 
-    Optimizer leaves that stand beside a parameter are split as it is, counters are on every device.
+    Optimizer leaves in a parameter's shape are split as it is; counters, and means over an axis, are on every device.
     """
     whole = NamedSharding(mesh, PartitionSpec())
     shardings = partitioning.param_shardings(config, mesh)
@@ -35,9 +35,11 @@ def abstract_state(config: ModelConfig, optimizer: optax.GradientTransformation,
     )
     opt_state = optax.tree_map_params(
         optimizer,
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        lambda leaf, param: jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=param.sharding if leaf.shape == param.shape else whole
+        ),
         jax.eval_shape(optimizer.init, params),
-        shardings,
+        params,
         transform_non_params=lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole),
     )
     return TrainState(jax.ShapeDtypeStruct((), jnp.int32, sharding=whole), params, opt_state)

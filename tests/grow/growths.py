@@ -9,10 +9,11 @@ import numpy as np
 
 from flm_jax import ModelConfig, optimizer, parameters
 from flm_jax.grow import GrowthPlan
+from flm_jax.grow.operators import AXES
 from flm_jax.parameters import Parameter
 from flm_jax.partitioning import MeshShape
 from flm_jax.training.state import TrainState, abstract_state
-from tests.models import small_config
+from tests.models import LLAMA, small_config
 
 # Every axis grows, none to a multiple of what it was.
 ALL_AXES: dict[str, Any] = {"d_model": 36, "num_heads": 5, "d_ff": 56, "num_layers": 3}
@@ -22,6 +23,25 @@ def config64(**changes: Any) -> ModelConfig:
     """`small_config` in float64, narrow; to be used under `jax.enable_x64`."""
     sizes = {"vocab_size": 48, "d_model": 24, "num_heads": 3, "d_ff": 40, "max_length": 32}
     return small_config(**{**sizes, "dtype": "float64", "param_dtype": "float64", **changes})
+
+
+def llama64(**changes: Any) -> ModelConfig:
+    """RMSNorm, SwiGLU, two query heads for each of two key-value heads, untied, no biases; in float64."""
+    return config64(**{**LLAMA, "num_heads": 4, "head_dim": 4, **changes})
+
+
+def resized(source: ModelConfig, **sizes: int) -> ModelConfig:
+    """`source` with these sizes of axes: `resized(source, embed=32, queries=2)`."""
+    of = {axis: sizes.get(axis, source.size(axis)) for axis in AXES}
+    return dataclasses.replace(
+        source,
+        vocab_size=of["vocab"],
+        d_model=of["embed"],
+        d_ff=of["mlp"],
+        num_layers=of["layers"],
+        num_heads=of["heads"] * of["queries"],
+        num_kv_heads=of["heads"] if source.grouped else None,
+    )
 
 
 def grown_config(source: ModelConfig, **sizes: Any) -> ModelConfig:
@@ -74,7 +94,17 @@ def is_new(plan: GrowthPlan) -> Any:
 
 def with_weights(plan: GrowthPlan, params: Any) -> Any:
     """The old parameters times what the plan multiplies each of them by."""
-    return over_rows(lambda row, value: np.asarray(value) * plan.weight(row), plan.target, params)
+    return over_rows(
+        lambda row, value: np.asarray(value) * of_old(plan, row, plan.weight(row)), plan.target, params
+    )
+
+
+def of_old(plan: GrowthPlan, row: Parameter, factor: Any) -> Any:
+    """Of a factor on the grown parameter, a number or an array, the part on the old entries."""
+    for dim, axis in enumerate(row.axes):
+        if axis in plan.maps and np.ndim(factor) and factor.shape[dim] > 1:
+            factor = np.take(factor, plan.maps[axis].old_positions, axis=dim)
+    return factor
 
 
 def largest_difference(one: Any, other: Any) -> float:

@@ -9,7 +9,6 @@ import pytest
 
 from flm_jax import ModelConfig, grow
 from flm_jax.aged_adam import AgedAdamState
-from flm_jax.grow.operators import FIELDS
 from flm_jax.grow.planning import GrowthPlan
 from flm_jax.training.state import TrainState
 from tests.grow.growths import assert_equal, drawn_params, grown_config, is_new, old_entries, over_rows
@@ -50,7 +49,8 @@ def test_slicing_back_is_the_identity(method: str, d_model: int) -> None:
 
 def state_of(config: ModelConfig) -> TrainState:
     """With moments of every size, and births of every index at another time."""
-    births = {axis: np.arange(config.size(axis), dtype=np.int32) for axis in (*FIELDS, "vocab", "kv")}
+    axes = ("vocab", "embed", "heads", "kv", "mlp", "layers")
+    births = {axis: np.arange(config.size(axis), dtype=np.int32) for axis in axes}
     adam = AgedAdamState(np.int32(100), drawn_params(config, 1), drawn_params(config, 2), births)
     return TrainState(np.int32(100), drawn_params(config), (adam,))
 

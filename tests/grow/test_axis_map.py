@@ -8,8 +8,15 @@ from hypothesis import strategies as st
 from flm_jax.grow import axis_map
 from flm_jax.grow.axis_map import AxisMap
 
-MAKERS = {"append": axis_map.append, "spread": axis_map.spread, "stack": axis_map.stack}
-makers = st.sampled_from(sorted(MAKERS))
+MAKERS = {
+    "append": axis_map.append,
+    "spread": axis_map.spread,
+    "stack": axis_map.stack,
+    "random": axis_map.random,
+    "middle": axis_map.middle,
+}
+makers = st.sampled_from(sorted(set(MAKERS) - {"middle"}))  # to any size
+SPLITS = {"even": axis_map.even_split, "uneven": axis_map.uneven_split}
 
 
 @st.composite
@@ -34,6 +41,50 @@ def test_every_old_entry_stands_once_and_in_order(name: str, sizes: list[int]) -
     np.testing.assert_array_equal(found.source[found.old_positions], np.arange(old))
     values = np.random.default_rng(0).standard_normal(old)
     np.testing.assert_array_equal(values[found.source][found.old_positions], values)
+
+
+@given(st.integers(1, 12), st.data())
+def test_the_middle_is_repeated_once_and_is_in_the_middle(old: int, data: st.DataObject) -> None:
+    new = old + data.draw(st.integers(0, old))
+    found = axis_map.middle(old, new)
+    np.testing.assert_array_equal(found.source[found.old_positions], np.arange(old))
+    repeated = found.source[found.is_new]
+    assert len(repeated) == new - old
+    np.testing.assert_array_equal(np.diff(repeated), 1)
+    if len(repeated):
+        # The copies follow their block at once, and as many old entries stand before the block as behind it.
+        first, last = np.flatnonzero(found.is_new)[[0, -1]]
+        np.testing.assert_array_equal(found.source[first - len(repeated) : first], repeated)
+        assert abs((first - len(repeated)) - (new - 1 - last)) <= 1
+
+
+@given(sizes(2))
+def test_random_copies_are_at_the_end_and_the_same_every_time(sizes: list[int]) -> None:
+    one, again = axis_map.random(*sizes), axis_map.random(*sizes)
+    assert same(one, again) and one.appends
+
+
+def test_random_copies_are_of_all_sources() -> None:
+    counts = np.bincount(axis_map.random(4, 4004).source)
+    assert np.all(np.abs(counts - 1001) < 150)
+
+
+@given(makers, st.sampled_from(sorted(SPLITS)), sizes(2))
+def test_splits_sum_to_one_over_the_copies_of_each_source(name: str, split: str, sizes: list[int]) -> None:
+    found = MAKERS[name](*sizes)
+    weights = SPLITS[split](found)
+    np.testing.assert_allclose(np.bincount(found.source, weights), 1)
+    assert np.all(weights > 0)
+    np.testing.assert_array_equal(weights[found.copies == 1], 1)
+    for source in range(sizes[0]):
+        copies = weights[found.source == source]
+        assert len(set(copies)) == (1 if split == "even" else len(copies))
+
+
+def test_copies_are_counted() -> None:
+    found = axis_map.stack(3, 5)
+    np.testing.assert_array_equal(found.copies, [2, 2, 1, 2, 2])
+    assert not found.is_even and axis_map.stack(3, 6).is_even
 
 
 @given(sizes(2))
@@ -88,3 +139,9 @@ def test_the_documented_examples() -> None:
     )
     assert same(axis_map.stack(2, 5), AxisMap(np.array([0, 1, 0, 1, 0]), np.array([0, 0, 1, 1, 1], bool)))
     assert not axis_map.spread(4, 6).appends
+    assert same(
+        axis_map.middle(4, 6), AxisMap(np.array([0, 1, 2, 1, 2, 3]), np.array([0, 0, 0, 1, 1, 0], bool))
+    )
+    copied = AxisMap(np.array([0, 1, 0]), np.array([0, 0, 1], bool))
+    np.testing.assert_array_equal(axis_map.even_split(copied), [1 / 2, 1, 1 / 2])
+    np.testing.assert_allclose(axis_map.uneven_split(copied), [1 / 3, 1, 2 / 3])

@@ -7,11 +7,18 @@ import numpy as np
 import pytest
 
 from flm_jax import LanguageModel, ModelConfig, grow
-from flm_jax.grow.operators import FIELDS
-from flm_jax.grow.planning import GrowthPlan
+from flm_jax.grow.planning import GrowthPlan, decide
 from flm_jax.layers.growth_mask import GrowthMask
-from tests.grow.growths import ALL_AXES, config64, drawn_params, grown_config, old_entries, over_rows
-from tests.models import random_batch, small_config
+from tests.grow.growths import (
+    config64,
+    drawn_params,
+    grown_config,
+    llama64,
+    old_entries,
+    over_rows,
+    resized,
+)
+from tests.models import LLAMA, random_batch, small_config
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -40,10 +47,14 @@ def apart(one: jax.Array, other: jax.Array) -> float:
     return float(jnp.max(jnp.abs(one - other)) / jnp.max(jnp.abs(other)))
 
 
-def test_the_mask_leads_from_the_old_function_to_the_new() -> None:
+@pytest.mark.parametrize("block", ["flm", "llama"])
+def test_the_mask_leads_from_the_old_function_to_the_new(block: str) -> None:
     with jax.enable_x64(True):
-        source = config64()
-        before, after = measured(grow.plan(source, grown_config(source), "msg"))
+        source = config64() if block == "flm" else llama64()
+        plan = decide(source, resized(source, embed=36, heads=5, mlp=56, layers=3), "msg")
+        if source.grouped:
+            plan = decide(source, resized(plan.target, queries=3), "msg")
+        before, after = measured(plan)
         assert apart(after(0.0), before) <= 1e-12
         assert apart(after(1.0), after(None)) <= 1e-12
         assert apart(after(0.37), before) > 1e-2
@@ -64,10 +75,10 @@ def test_the_mask_is_continuous() -> None:
             assert nearer == pytest.approx(near / 1e3, rel=0.01)
 
 
-@pytest.mark.parametrize("axis", sorted(FIELDS))
+@pytest.mark.parametrize("axis", ["embed", "heads", "queries", "mlp", "layers"])
 def test_the_mask_has_the_axes_that_grew_under_one(axis: str) -> None:
-    source = small_config()
-    plan = grow.plan(source, grown_config(source, **{FIELDS[axis]: ALL_AXES[FIELDS[axis]]}), "msg")
+    source = small_config(**LLAMA)
+    plan = grow.plan(source, resized(source, **{axis: source.size(axis) + 1}), "msg")
     mask = plan.mask(0.25)
     assert mask is not None
     assert {name for name, value in mask._asdict().items() if value is not None} == {axis}

@@ -48,12 +48,12 @@ def largest_shard() -> int:
 def test_no_device_makes_more_than_its_shards() -> None:
     """Nothing larger than one new shard is ever made, and what is made besides is less than old and new shards.
 
-    0.62 of them for msg, on CPUs most of it random bits; with `embed` extended last 0.84. (LEMON: 0.40, 0.77.)
+    0.73 of them for msg, on CPUs most of it random bits.
     """
     program = compiled(LARGER)
     assert largest_array(program) == largest_shard()
     memory = program.memory_analysis()
-    assert memory.temp_size_in_bytes < 0.7 * (memory.argument_size_in_bytes + memory.output_size_in_bytes)
+    assert memory.temp_size_in_bytes < 0.8 * (memory.argument_size_in_bytes + memory.output_size_in_bytes)
 
 
 @pytest.mark.parametrize("method", ["msg", "lemon"])
@@ -67,10 +67,11 @@ def test_leaf_by_leaf_holds_old_and_new_shards_at_most(method: str) -> None:
 
     live, peak = held(old), 0
 
-    def measure(function: Any, plan: Any, row: Any, leaf: Any, *others: Any) -> Any:
+    def measure(function: Any, plan: Any, row: Any, leaf: Any, *others: Any, **static: Any) -> Any:
         nonlocal live, peak
         sharding = NamedSharding(SPLIT.build(), partitioning.mesh_spec(*row.axes))
-        program = jax.jit(functools.partial(function, plan, row), out_shardings=sharding).lower(leaf, *others)
+        grown = functools.partial(function, plan, row, **static)
+        program = jax.jit(grown, out_shardings=sharding).lower(leaf, *others)
         memory = program.compile().memory_analysis()
         peak = max(peak, live + memory.output_size_in_bytes + memory.temp_size_in_bytes)
         live += memory.output_size_in_bytes - held(leaf)

@@ -8,30 +8,56 @@ import pytest
 
 from flm_jax import Decoder, ModelConfig, grow, presets
 from flm_jax.grow.errors import FixedFieldError, GrowthError, ShrinkingError, UnknownMethodError
-from flm_jax.grow.operators import FIELDS
+from flm_jax.grow.operators import AXES, METHODS, OPERATORS, field
+from flm_jax.grow.planning import decide
 from flm_jax.optimizer import width_multipliers
-from tests.grow.growths import grown_config
-from tests.models import small_config
+from tests.grow.growths import grown_config, resized
+from tests.models import LLAMA, small_config
 
 SOURCE = small_config()
 TARGET = grown_config(SOURCE)
 
 
-@pytest.mark.parametrize("field", sorted(FIELDS.values()))
-def test_shrinking_is_refused(field: str) -> None:
-    """Also while another axis grows."""
-    target = dataclasses.replace(TARGET, **{field: getattr(SOURCE, field) - 1})
+@pytest.mark.parametrize("axis", AXES)
+def test_shrinking_is_refused(axis: str) -> None:
+    """Also while all other axes grow."""
+    source = small_config(**LLAMA)
+    sizes = {other: source.size(other) + 1 for other in AXES} | {axis: source.size(axis) - 1}
+    named = field(axis, source)
+    assert named == {"heads": "num_kv_heads", "queries": "num_heads"}.get(axis, named)
+    per = " per key-value head" if axis == "queries" else ""
     with pytest.raises(
-        ShrinkingError, match=rf"cannot make {field} smaller.*bind ModelConfig\.{field} of this stage"
+        ShrinkingError, match=rf"cannot make {named}{per} smaller.*bind ModelConfig\.{named} of this stage"
     ):
-        grow.plan(SOURCE, target)
+        grow.plan(source, resized(source, **sizes), {**METHODS["msg"], "vocab": "mean"})
+
+
+def test_kv_heads_cannot_fall_while_heads_rise() -> None:
+    """To 8 query heads of one group from 4 of two: that is more queries a group, and fewer groups."""
+    source = small_config(**LLAMA)
+    with pytest.raises(
+        ShrinkingError, match="cannot make num_kv_heads smaller: the source has 2, the target 1"
+    ):
+        grow.plan(source, dataclasses.replace(source, num_heads=8, num_kv_heads=1))
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [({}, {"num_kv_heads": 4}), ({"num_kv_heads": 4}, {"num_kv_heads": None})]
+)
+def test_the_kind_of_attention_cannot_change(before: dict[str, Any], after: dict[str, Any]) -> None:
+    source = small_config(**before)
+    with pytest.raises(FixedFieldError, match=r"cannot change num_kv_heads: .*an axis of their own"):
+        grow.plan(source, dataclasses.replace(source, d_ff=80, **after))
 
 
 @pytest.mark.parametrize(
     ("field", "value", "reason"),
     [
         ("head_dim", 10, "grow num_heads instead"),
-        ("vocab_size", 128, "train with the final vocabulary"),
+        ("norm", "rmsnorm", "the function would be another"),
+        ("activation", "swiglu", "the function would be another"),
+        ("use_bias", False, "the function would be another"),
+        ("tied_readout", False, "the function would be another"),
         ("parametrization", "standard", "the function would be another"),
         ("output_mult", 1.0, "the function would be another"),
         ("input_mult", 1.0, "the function would be another"),
@@ -58,23 +84,23 @@ def test_what_does_not_touch_the_function_may_change() -> None:
 
 
 def test_a_growth_of_nothing_is_refused() -> None:
-    with pytest.raises(
-        GrowthError, match=r"nothing grows.*ModelConfig\.d_model, num_heads, d_ff, num_layers"
-    ):
+    with pytest.raises(GrowthError, match=r"nothing grows.*ModelConfig\.vocab_size, d_model, num_heads"):
         grow.plan(SOURCE, SOURCE)
 
 
 @pytest.mark.parametrize(
     ("method", "message"),
     [
-        ("net2net", r"unknown growth method 'net2net': expected one of msg, lemon, gstack.*Stage\.method"),
+        ("lotus", r"unknown growth method 'lotus': expected one of msg, lemon, pad, .*gstack.*Stage\.method"),
         ("gstack", r"the method 'gstack' says nothing of embed, heads, mlp, which the target grows"),
+        ("net2net", r"the method 'net2net' says nothing of embed, .*'embed': 'mask', 'heads': 'net2net'"),
         (
             {"embed": "mask", "heads": "zero"},
             r"says nothing of mlp, layers, .*'mlp': 'mask', 'layers': 'mask'",
         ),
         ({"embed": "stack"}, r"unknown operator 'embed': 'stack' in Stage\.method; expected one of"),
         ({"vocab": "zero"}, r"unknown operator 'vocab': 'zero'"),
+        ({"kv": "zero"}, r"unknown operator 'kv': 'zero'"),
     ],
 )
 def test_unknown_methods_are_refused(method: Any, message: str) -> None:
@@ -85,6 +111,26 @@ def test_unknown_methods_are_refused(method: Any, message: str) -> None:
 def test_every_error_is_a_growth_error_and_a_value_error() -> None:
     for kind in (UnknownMethodError, ShrinkingError, FixedFieldError):
         assert issubclass(kind, GrowthError) and issubclass(GrowthError, ValueError)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_methods_are_made_of_operators_that_exist(method: str) -> None:
+    assert METHODS[method]
+    assert all(name in OPERATORS[axis] for axis, name in METHODS[method].items())
+
+
+@pytest.mark.parametrize("axis", AXES)
+def test_explain_names_every_operator_and_the_field_that_grows(axis: str) -> None:
+    for norm in ("layernorm", "rmsnorm"):
+        source = small_config(**{**LLAMA, "norm": norm})
+        target = resized(source, **{axis: 2 * source.size(axis)})
+        for name, operator in OPERATORS[axis].items():
+            if operator.unsuitable(source, target) is None:
+                plan = decide(source, target, {axis: name})
+                old, text = source.size(axis), plan.explain()
+                per = " / num_kv_heads" if axis == "queries" else ""
+                assert f"{field(axis, source)}{per} {old} -> {2 * old}  {name}: {operator.says};" in text
+                assert plan.exact == ("the function is kept" in text)
 
 
 @pytest.mark.parametrize("method", ["msg", "lemon"])
@@ -99,6 +145,21 @@ def test_the_plan_sets_the_epsilon_that_must_run(method: str) -> None:
     assert again.norm_epsilon == pytest.approx(
         SOURCE.norm_epsilon * (SOURCE.d_model / 54 if method == "lemon" else 1)
     )
+
+
+def test_the_plan_sets_the_denominator_that_must_run() -> None:
+    """Kept by `pad`, widened with the model by all that comes after; it is not read from the target."""
+    source = small_config(**LLAMA)
+    asked = dataclasses.replace(source, d_model=36, norm_denominator=5.0)
+    assert grow.plan(source, asked, "pad").target.norm_denominator == 24
+    padded = grow.plan(source, asked, "pad").target
+    again = dataclasses.replace(padded, d_model=48)
+    assert grow.plan(padded, again, "pad").target.norm_denominator == 24
+    assert grow.plan(padded, again, "composable").target.norm_denominator == pytest.approx(32)
+    assert grow.plan(padded, dataclasses.replace(padded, d_ff=80), "pad").target.norm_denominator == 24
+    text = grow.plan(source, asked, "pad").explain()
+    assert "norm_denominator d_model -> 24" in text
+    assert "norm_denominator 24 -> 32" in grow.plan(padded, again, "composable").explain()
 
 
 def test_multipliers_are_the_sources_with_the_fold() -> None:
@@ -123,7 +184,7 @@ def test_explain_says_what_is_kept_and_what_is_changed() -> None:
         assert "d_model 24 -> 48" in text and "num_layers 2 -> 4" in text
         assert "num_heads" not in text and "d_ff" not in text
         assert f"{SOURCE.num_params:,} -> {target.num_params:,} parameters" in text
-        assert "gain and bias of the final norm x 2" in text
+        assert "final norm x 2, because the readout's multiplier changes" in text
         assert "the function is kept: logits to 1e-12 relative in float64, 5e-06 in float32" in text
         assert "NOT" not in text
     assert "exact at mask 0" in msg and "growth=plan.mask(value)" in msg and "norm_epsilon" not in msg
@@ -136,7 +197,7 @@ def test_explain_says_what_is_kept_and_what_is_changed() -> None:
 
 def test_explain_says_what_is_not_exact() -> None:
     text = grow.plan(SOURCE, dataclasses.replace(SOURCE, num_layers=4), "gstack").explain()
-    assert "stack: the layers again on top of themselves; NOT exact" in text
+    assert "stack: the layers again on top of themselves (G_stack); NOT exact" in text
     assert "the function CHANGES" in text and "the function is kept" not in text
     assert "final norm" not in text
 

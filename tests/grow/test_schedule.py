@@ -121,7 +121,13 @@ def test_the_papers_run_has_the_papers_tokens() -> None:
         ({"mesh": 1}, "Stage.mesh of stage 1 must be a MeshShape, found 1"),
         ({"model": SMALL}, "Stage.model of stage 1 must be a LanguageModel, found ModelConfig"),
         ({"policy": "cosine"}, "Stage.policy of stage 1 must be one of keep, rewind, rewarmup"),
-        ({"optimizer_state": "copy"}, "Stage.optimizer_state of stage 1 must be one of carry, reset"),
+        (
+            {"optimizer_state": "copy"},
+            "Stage.optimizer_state of stage 1 must be one of carry, age, asymmetric, reset",
+        ),
+        ({"multipliers": "mup"}, "Stage.multipliers of stage 1 must be one of carry, rederive"),
+        ({"trains": "old"}, "Stage.trains of stage 1 must be one of all, new, found 'old'"),
+        ({"rewarm_steps": 0}, "Stage.rewarm_steps of stage 1 must be a whole number of at least 1, found 0"),
     ],
 )
 def test_settings_that_cannot_be(changes: dict[str, Any], message: str) -> None:

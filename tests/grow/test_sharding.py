@@ -10,8 +10,8 @@ import pytest
 
 from flm_jax import ModelConfig, grow, optimizer
 from flm_jax.grow.leaf import LeafByLeaf
-from flm_jax.grow.operators import Fill
 from flm_jax.grow.planning import GrowthPlan
+from flm_jax.grow.rule import Fill
 from flm_jax.parameters import Parameter
 from flm_jax.partitioning import MeshShape
 from flm_jax.training.state import TrainState

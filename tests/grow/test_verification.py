@@ -5,16 +5,15 @@ import re
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flm_jax import ModelConfig, grow
+from flm_jax import grow
 from flm_jax.grow.errors import FunctionChangedError, GrowthError
 from flm_jax.grow.planning import GrowthPlan
 from flm_jax.parameters import Parameter, Role
 from tests.grow.growths import config64, drawn_params, grown_config, over_rows
-from tests.models import random_batch, small_config
+from tests.models import LLAMA, random_batch, small_config
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -91,36 +90,6 @@ def test_the_fold_takes_the_bias_too(method: str) -> None:
             fails(plan, params, {**grown, "final_norm": unfolded}, by=1e-2)
 
 
-def duplicated(params: Any, copies: int) -> Any:
-    """The residual stream `copies` times side by side; what reads it, or sums over it, takes a part of each."""
-
-    def one(row: Parameter, value: jax.Array) -> jax.Array:
-        times = [copies if axis == "embed" else 1 for axis in row.axes]
-        return jnp.tile(value, times) / (copies if "embed" in row.fan_in else 1)
-
-    return over_rows(one, SOURCE, params)
-
-
-def test_duplication_is_exact_under_mup_without_the_fold() -> None:
-    """Logits sum over twice the coordinates, and µP's multiplier is half: only without the multiplier they double."""
-    with jax.enable_x64(True):
-        params = drawn_params(SOURCE)
-        grown = duplicated(params, 2)
-
-        def claim(source: ModelConfig) -> GrowthPlan:
-            # No mask, and the epsilon of the source: copies have its mean and variance.
-            plan = grow.plan(source, dataclasses.replace(source, d_model=2 * source.d_model), "lemon")
-            return dataclasses.replace(
-                plan, target=dataclasses.replace(plan.target, norm_epsilon=source.norm_epsilon)
-            )
-
-        passes(claim(SOURCE), params, grown)
-        folded = jax.tree.map(lambda value: 2 * value, grown["final_norm"])
-        fails(claim(SOURCE), params, {**grown, "final_norm": folded}, by=0.5)
-        standard = dataclasses.replace(SOURCE, parametrization="standard")
-        fails(claim(standard), params, grown, by=0.5)
-
-
 def test_a_difference_that_is_not_a_number_fails() -> None:
     with jax.enable_x64(True):
         plan, params = widened("lemon"), drawn_params(SOURCE)
@@ -129,13 +98,36 @@ def test_a_difference_that_is_not_a_number_fails() -> None:
             grow.verify(plan, params, batch=random_batch(SOURCE, 2, 12), grown=broken)
 
 
-def test_gstack_is_measured_and_not_stopped() -> None:
-    source = small_config()
-    plan = grow.plan(source, grown_config(source, num_layers=4), "gstack")
-    assert not plan.exact
+@pytest.mark.parametrize("method", ["gstack", "interpolation", "midas"])
+def test_what_is_not_exact_says_so_and_is_measured_and_not_stopped(method: str) -> None:
+    source = small_config(vocab_size=16)
+    plan = grow.plan(source, grown_config(source, num_layers=4), method)
+    assert not plan.exact and not plan.bitwise
+    text = plan.explain()
+    assert "; NOT exact" in text and "the function CHANGES" in text and "the function is kept" not in text
     found = grow.verify(plan, drawn_params(source), KEY)
     assert found.logits > 0.01 and found.gap != 0
     assert found.gap == found.own_precision_gap  # the model computes in float32 as the gate does
+
+
+@pytest.mark.parametrize("name", ["mean", "draw"])
+@pytest.mark.parametrize("block", [{}, LLAMA], ids=["tied", "untied"])
+def test_more_tokens_keep_the_old_ones_logits_and_change_the_loss(name: str, block: dict[str, Any]) -> None:
+    with jax.enable_x64(True):
+        source = config64(vocab_size=16, d_model=8, num_heads=2, d_ff=6, **block)
+        plan = grow.plan(source, dataclasses.replace(source, vocab_size=40), {"vocab": name})
+        assert "exact on the logits of the 16 old tokens" in plan.explain()
+        assert "the loss changes" in plan.explain()
+        # Small enough for every token to have a share of the probability.
+        params = jax.tree.map(lambda value: 0.3 * value, drawn_params(source))
+        found = grow.verify(plan, params, KEY)
+        assert found.logits <= 1e-12 and found.gap > 1e-3
+        # Only the old tokens' logits are looked at, but those are.
+        grown = grown_by(plan, params)
+        table = grown["token_embedding"]["embedding"]
+        wrong = {**grown, "token_embedding": {"embedding": table.at[:8].set(table[8:16])}}
+        with pytest.raises(FunctionChangedError, match="the largest logit"):
+            grow.verify(plan, params, grown=wrong)
 
 
 def test_bfloat16_is_compared_by_its_loss_and_by_float32_logits() -> None:

@@ -1,0 +1,1 @@
+"""The families of operators, one idea a file; `operators.py` names them all."""
