@@ -67,6 +67,40 @@ def _parser() -> argparse.ArgumentParser:
     )
     train_tokenizer.add_argument("--out", required=True, help="the model file to write")
 
+    grow = _verb(
+        verbs, "grow", _grow, "grow a checkpoint into one of a larger model, which `flm train` goes on with"
+    )
+    grow.add_argument(
+        "--checkpoint", required=True, help="MODEL_DIR/checkpoint_<step>, or MODEL_DIR for the newest"
+    )
+    grow.add_argument(
+        "--target",
+        action="append",
+        default=[],
+        help="gin file with the larger ModelConfig, over the checkpoint's own; or that of a run with stages, whose "
+        "next stage then says how to grow; repeat for several",
+    )
+    grow.add_argument("--out", required=True, help="MODEL_DIR of the run that goes on; empty, or not there")
+    grow.add_argument(
+        "--method",
+        help="such as lemon, or an operator for each axis: embed=average,layers=zero; msg unless given",
+    )
+    grow.add_argument(
+        "--ramp_steps", type=_positive, help="over which the method's mask opens, if it has one; 100"
+    )
+    grow.add_argument("--optimizer_state", help="carry (default), age, asymmetric or reset")
+    grow.add_argument("--multipliers", help="carry (default) or rederive")
+    grow.add_argument(
+        "--batch_size", type=_positive, help="of the run that goes on; the checkpoint's unless given"
+    )
+    grow.add_argument("--dry_run", action="store_true", help="print the plan and stop")
+    grow.add_argument(
+        "--no_verify",
+        action="store_true",
+        help="do not compare both models first, for which both must fit into memory",
+    )
+    _add_gin(grow, files=False)
+
     generate = _verb(verbs, "generate", _generate, "continue prompts with a checkpoint")
     generate.add_argument("--model_dir", required=True, help="a run's directory")
     generate.add_argument(
@@ -103,9 +137,12 @@ def _verb(verbs: argparse._SubParsersAction, name: str, run: Callable, text: str
     return parser
 
 
-def _add_gin(parser: argparse.ArgumentParser) -> None:
+def _add_gin(parser: argparse.ArgumentParser, files: bool = True) -> None:
     parser.set_defaults(takes_gin=True)
-    parser.add_argument("--gin_file", action="append", default=[], help="repeat for several; later ones win")
+    if files:
+        parser.add_argument(
+            "--gin_file", action="append", default=[], help="repeat for several; later ones win"
+        )
     parser.add_argument(
         "--gin_search_paths", default="", help="comma-separated directories to find gin files in"
     )
@@ -176,6 +213,23 @@ def _train_tokenizer(options: argparse.Namespace) -> int:
         field=options.field,
         max_bytes=options.max_bytes,
     )
+    return 0
+
+
+def _grow(options: argparse.Namespace) -> int:
+    from flm_jax.grow.errors import FunctionChangedError
+    from flm_jax.training import growth_request
+
+    growth, out = growth_request.from_options(options)
+    growth.check_empty(out)
+    print(growth.describe())
+    if options.dry_run:
+        return 0
+    try:
+        growth_request.carry_out(growth, out, verifies=not options.no_verify)
+    except FunctionChangedError as error:
+        print(f"flm grow: {error}", file=sys.stderr)
+        return EXIT_FAILED
     return 0
 
 

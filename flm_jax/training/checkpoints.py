@@ -17,6 +17,7 @@ from orbax.checkpoint.checkpoint_managers import LatestN
 
 from flm_jax import parameters
 from flm_jax.config import ModelConfig
+from flm_jax.training import streaming
 from flm_jax.training.state import TrainState
 
 FORMAT = 2
@@ -103,8 +104,10 @@ class Checkpoints:
                 preservation_policy=self._policy,
                 enable_async_checkpointing=True,
                 cleanup_tmp_directories=clean_up,
+                # Else what a lazy array raises leaves threads that wait for a directory, for twenty minutes.
+                async_options=ocp.options.AsyncOptions(create_directories_asynchronously=False),
             ),
-            item_names=_ITEMS,
+            item_handlers={"state": streaming.handler(), "metadata": ocp.JsonCheckpointHandler()},
         )
 
     def latest_step(self) -> int | None:
@@ -118,15 +121,24 @@ class Checkpoints:
     def save(self, state: TrainState, metadata: Metadata) -> None:
         """Begins to write `state` under its step; returns once the arrays are copied off the devices.
 
+        Arrays of it that are `streaming.LazyArray`s are made and written before it returns, in this thread, one after
+        another and slice by slice: the memory taken is one slice and a few hundred MiB. What making them raises comes
+        out of here, and leaves no checkpoint of that step.
+
         Does nothing where that step is saved already.
+
+        Raises:
+            streaming.StreamedArrayError: a lazy array is of another shape or dtype than it said.
         """
         step = int(state.step)
         if step == self.latest_step():
             return
+        tree = to_tree(state)
         self._manager.save(
             step,
             args=ocp.args.Composite(
-                state=ocp.args.StandardSave(_to_tree(state)), metadata=ocp.args.JsonSave(metadata.to_json())
+                state=ocp.args.PyTreeSave(tree, _save_args(tree, metadata.config)),
+                metadata=ocp.args.JsonSave(metadata.to_json()),
             ),
         )
 
@@ -154,10 +166,10 @@ class Checkpoints:
             CheckpointMismatchError: the checkpoint is of another model, batch size, seed or mixture.
         """
         self._check(step, metadata)
-        restored = self._manager.restore(
-            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(_to_tree(like)))
-        )
-        return _from_tree(restored["state"], like)
+        item = to_tree(like)
+        restore = ocp.args.PyTreeRestore(item, restore_args=ocp.checkpoint_utils.construct_restore_args(item))
+        restored = self._manager.restore(step, args=ocp.args.Composite(state=restore))
+        return from_tree(restored["state"], like)
 
     def restore_params(self, step: int, config: ModelConfig) -> dict[str, Any]:
         """The parameters of `step` alone, on the first device."""
@@ -258,7 +270,41 @@ def load_params(model_dir: Path, step: int | None = None) -> tuple[Metadata, dic
         return metadata, checkpoints.restore_params(chosen, metadata.config), chosen
 
 
-def _to_tree(state: TrainState) -> dict[str, Any]:
+def is_stacked(path: tuple[str, ...], shape: tuple[int, ...], config: ModelConfig) -> bool:
+    """Whether the leading axis of an array of the state is `layers`: of a parameter, or of what stands beside one.
+
+    Args:
+        path: As in `streaming.StoredState.arrays`; it ends as the parameter's path does.
+        shape: Of the array.
+        config: The model.
+    """
+    return any(
+        shape == row.shape(config) and row.axes[:1] == (parameters.LAYERS,) and path[-len(of) :] == of
+        for of, row in _rows(config)
+    )
+
+
+def _rows(config: ModelConfig) -> list[tuple[tuple[str, ...], parameters.Parameter]]:
+    table = jax.tree_util.tree_leaves_with_path(parameters.table(config), is_leaf=parameters.is_parameter)
+    return [(_names(path), row) for path, row in table]
+
+
+def _names(path: tuple[Any, ...]) -> tuple[str, ...]:
+    return tuple(str(entry.key) for entry in path)
+
+
+def _save_args(tree: dict[str, Any], config: ModelConfig) -> dict[str, Any]:
+    """Cuts the stacked arrays of the state into layers, so that each can be read without its neighbours."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: streaming.save_args(
+            leaf.shape, leaf.dtype, is_stacked(_names(path), leaf.shape, config)
+        ),
+        tree,
+    )
+
+
+def to_tree(state: TrainState) -> dict[str, Any]:
+    """The state as it is stored: `{target, state: {step, param_states}}`, as t5x's."""
     return {
         "target": state.params,
         "state": {
@@ -268,7 +314,8 @@ def _to_tree(state: TrainState) -> dict[str, Any]:
     }
 
 
-def _from_tree(tree: dict[str, Any], like: TrainState) -> TrainState:
+def from_tree(tree: dict[str, Any], like: TrainState) -> TrainState:
+    """The inverse; `like` has the states without content, which are not stored."""
     empty = flax.serialization.to_state_dict(like.opt_state)
     opt_state = flax.serialization.from_state_dict(
         like.opt_state, _with_empty(tree["state"]["param_states"], empty)

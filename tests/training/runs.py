@@ -83,15 +83,19 @@ def start(gin_file: Path, model_dir: Path, prepared_dir: Path, *flags: str) -> s
         sys.executable, "-m", "flm_jax", "train", f"--gin_file={gin_file}", f"--gin.MODEL_DIR={model_dir}",
         f"--gin.PREPARED_DIR={prepared_dir}", *flags,
     ]  # fmt: skip
-    environment = {
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
+    )
+
+
+def environment() -> dict[str, str]:
+    """Of a process of its own, on one device."""
+    return {
         "PATH": "/usr/bin:/bin",
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": str(Path(__file__).parents[2]),
         **{name: value for name, value in os.environ.items() if "COMPIL" in name},  # the session's cache
     }
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-    )
 
 
 def finish(process: subprocess.Popen[str], code: int = 0) -> tuple[str, str]:
