@@ -16,7 +16,7 @@ from tests.prepared_data import write_texts
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
-PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [README, *sorted((ROOT / "docs").glob("**/*.md"))]
 
 # The README's numbers are for a real corpus; the test puts these in their place.
 SMALLER = {
