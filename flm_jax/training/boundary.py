@@ -35,7 +35,7 @@ def grow(
     gate = Gate(growth, new.model)
     with old.context():
         gate.before(state.params, to_devices(rows, old.batch_sharding))
-    key = jax.random.fold_in(jax.random.key(seed), step)
+    key = growth_key(seed, step)
     grown = growth(state, key, new.stage.optimizer_state, LeafByLeaf(new.mesh), new.abstract_state)
     grown = jax.device_put(grown, new.shardings)  # counters, from the old mesh to the new
     try:
@@ -46,6 +46,14 @@ def grow(
             f"at step {step}, growing to stage {new.index + 1}: {error}\nThe checkpoint of step {step}, before the "
             "growth, is intact."
         ) from error
+
+
+def growth_key(seed: int, step: int) -> jax.Array:
+    """Of the new weights of a run's growth.
+
+    Threefry whatever the default is: of the other kinds a layer among others is drawn differently from one alone.
+    """
+    return jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), step)
 
 
 def num_rows_for_gate(old: Leg, new: Leg) -> int:

@@ -28,6 +28,7 @@ from flm_jax.grow.planning import GrowthPlan, plan
 from flm_jax.grow.rule import Fill
 from flm_jax.grow.verification import Difference, verify
 from flm_jax.parameters import LAYERS, Parameter
+from flm_jax.training.boundary import growth_key
 from flm_jax.training.checkpoints import Checkpoints, Metadata, from_tree, load_params, to_tree
 from flm_jax.training.state import TrainState, abstract_state
 from flm_jax.training.step import skipping_non_finite
@@ -235,7 +236,7 @@ class CheckpointGrowth:
             FunctionChangedError: beyond what the method may.
         """
         _, params, _ = load_params(self._model_dir, self.step)
-        return verify(self.plan, params, self._key())
+        return verify(self.plan, params, self.key)
 
     def write(self, out: Path, progress: Callable[[int], None] = lambda size: None) -> Path:
         """Reads, grows and writes `out/checkpoint_<step>`, one layer of one array at a time.
@@ -254,7 +255,7 @@ class CheckpointGrowth:
         source, target = self._optimizers()
         stored = stored_state(StoredState(self._directory), self.plan.source, source)
         like = abstract_state(self.plan.target, target, _one_device())
-        grown = self.plan(stored, self._key(), self._settings.optimizer_state, SliceBySlice(progress), like)
+        grown = self.plan(stored, self.key, self._settings.optimizer_state, SliceBySlice(progress), like)
         out.mkdir(parents=True, exist_ok=True)
         for left in out.iterdir():  # by a growth that was killed
             shutil.rmtree(left)
@@ -300,9 +301,10 @@ class CheckpointGrowth:
     def _directory(self) -> Path:
         return self._model_dir / f"checkpoint_{self.step}" / "state"
 
-    def _key(self) -> jax.Array:
-        # As a run that grows in memory draws.
-        return jax.random.fold_in(jax.random.key(self._metadata.seed), self.step)
+    @property
+    def key(self) -> jax.Array:
+        """Of the draws, as a run that grows in memory draws."""
+        return growth_key(self._metadata.seed, self.step)
 
     def _optimizers(self) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:
         """Of source and target, for their states' shapes alone: no update is made with them."""
