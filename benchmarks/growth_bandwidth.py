@@ -251,6 +251,10 @@ def main() -> None:
             )
     if options.json:
         Path(options.json).write_text(json.dumps(results, indent=1) + "\n")
+    missed = [found for found in results.get("memory", []) if found["ratio"] > 1.5]
+    missed += [found for found in results.get("disk", []) if not found["within"]]
+    if missed:
+        sys.exit(f"{len(missed)} of the bars missed")
 
 
 if __name__ == "__main__":

@@ -37,6 +37,7 @@ def scale_by_aged_adam(
     eps: Any,
     weight_decay: Any = None,
     rewarm: Callable[[jax.Array], jax.Array] | None = None,
+    rewarm_since: int = 1,
 ) -> optax.GradientTransformation:
     """Like `optax.scale_by_adam`, and equal to it while all births are 0.
 
@@ -48,6 +49,7 @@ def scale_by_aged_adam(
             array that broadcasts over it.
         weight_decay: Likewise, times the parameter added to its update; None for none.
         rewarm: Factor on the whole update of what growth has added, of its age in updates, from 1 on.
+        rewarm_since: The update since which; what was born before has no factor.
     """
     rows = parameters.table(config)
 
@@ -76,7 +78,9 @@ def scale_by_aged_adam(
             assert rewarm is not None
             births = _along(row, state.births)
             born = functools.reduce(jnp.maximum, births)
-            factor = jnp.where(born > 0, rewarm((count - born).astype(at_least_float32(update.dtype))), 1)
+            factor = jnp.where(
+                born >= max(rewarm_since, 1), rewarm((count - born).astype(at_least_float32(update.dtype))), 1
+            )
             return update * factor.astype(update.dtype)
 
         scaled = jax.tree.map(one, rows, mu, nu, eps, is_leaf=parameters.is_parameter)

@@ -45,6 +45,7 @@ def adamw(
     multipliers: Multipliers | None = None,
     rewarm_steps: int = 0,
     rewarm_peak: float = 1.3,
+    rewarm_since: int = 1,
 ) -> optax.GradientTransformation:
     """AdamW as FLM-101B's (section 2.4 of the paper): clipping by the global norm, decoupled weight decay.
 
@@ -64,6 +65,7 @@ def adamw(
             `GrowthPlan.multipliers`, which keep the dynamics of what was there.
         rewarm_steps: Updates over which the learning rate of what growth has added, and of that alone, rises from 0 to
             `rewarm_peak` times the rate of the others; it comes down to theirs over as many again. 0 for not at all.
+        rewarm_since: What was born before this update is not rewarmed: the last growth's, in a run.
         rewarm_peak: SPARKLING's ρ (arXiv 2602.02472, which rewarms over 250 steps); the way down is ours.
     """
     mults = width_multipliers(config) if multipliers is None else multipliers
@@ -83,6 +85,7 @@ def adamw(
             jax.tree.map(lambda mult: eps * mult, mults.epsilon),
             jax.tree.map(lambda mult: weight_decay * mult, mults.weight_decay),
             _rewarming(rewarm_steps, rewarm_peak) if rewarm_steps else None,
+            rewarm_since,
         ),
         optax.stateless(scale),
         optax.scale_by_learning_rate(learning_rate),

@@ -1,6 +1,7 @@
 """Growth of models and of their optimizers: `plan`, `verify`, and what a run needs of them."""
 
 from flm_jax.grow.errors import GrowthError as GrowthError
+from flm_jax.grow.errors import MomentsWarning as MomentsWarning
 from flm_jax.grow.errors import SymmetryWarning as SymmetryWarning
 from flm_jax.grow.freezing import train_only_new as train_only_new
 from flm_jax.grow.leaf import LeafByLeaf as LeafByLeaf
@@ -14,6 +15,7 @@ __all__ = [
     "GrowthError",
     "GrowthPlan",
     "LeafByLeaf",
+    "MomentsWarning",
     "Part",
     "SymmetryWarning",
     "plan",

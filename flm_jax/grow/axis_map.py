@@ -45,6 +45,11 @@ class AxisMap:
         return AxisMap(self.source[later.source], later.is_new | self.is_new[later.source])
 
 
+def along(vector: np.ndarray, dim: int, ndim: int) -> np.ndarray:
+    """`vector` as an array of `ndim` dimensions that lies along `dim` and broadcasts over the others."""
+    return vector.reshape([-1 if i == dim else 1 for i in range(ndim)])
+
+
 def append(old: int, new: int) -> AxisMap:
     """New entries at the end: 2 to 5 is source (0, 1, 0, 0, 0)."""
     index = np.arange(new)
@@ -90,5 +95,9 @@ def even_split(axis_map: AxisMap) -> np.ndarray:
 
 def uneven_split(axis_map: AxisMap) -> np.ndarray:
     """`[new]`, likewise, the j-th of m copies with j / (1 + ... + m): source (0, 1, 0) gives (1/3, 1, 2/3)."""
-    order = np.array([np.sum(axis_map.source[:i] == s) + 1 for i, s in enumerate(axis_map.source)])
+    source = axis_map.source
+    by_source = np.argsort(source, kind="stable")
+    firsts = np.concatenate([[0], np.cumsum(np.bincount(source))[:-1]])
+    order = np.empty_like(source)
+    order[by_source] = np.arange(len(source)) - firsts[source[by_source]] + 1
     return 2 * order / (axis_map.copies * (axis_map.copies + 1))

@@ -33,5 +33,5 @@ class SymmetryWarning(UserWarning):
     """Copies compute the same, and an optimizer that treats them alike will never tell them apart."""
 
 
-class AgeWarning(UserWarning):
-    """An optimizer's bias correction will take new moments for old ones."""
+class MomentsWarning(UserWarning):
+    """An optimizer's state has grown as well as its type allows, which may not be right for what is new."""

@@ -32,8 +32,7 @@ def explain(plan: "GrowthPlan") -> str:
         )
     if plan.symmetric:
         lines.append(f"  WARNING: {symmetry_warning(plan)}")
-    inside = [operator for axis, operator in plan.chosen.items() if axis != "vocab"]
-    if inside and all(operator.masked for operator in inside):
+    if all(operator.masked for operator in plan.chosen.values()):
         lines.append(
             "  at mask 0 the old weights train on as they did, if the learning rate goes on; but for clipping by the "
             "norm"

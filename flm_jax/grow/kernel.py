@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flm_jax.grow.axis_map import AxisMap
+from flm_jax.grow.axis_map import AxisMap, along
 from flm_jax.grow.rule import Fill, Rule
 
 Draw = Callable[[jax.Array, tuple[int, ...]], jax.Array]
@@ -54,7 +54,7 @@ def grow_array(
         if isinstance(rule.weight, np.ndarray) or rule.weight != 1:
             weight = np.asarray(rule.weight)
             grown = grown * jnp.asarray(
-                _along(weight, dim, grown.ndim) if weight.ndim else weight, grown.dtype
+                along(weight, dim, grown.ndim) if weight.ndim else weight, grown.dtype
             )
         if rule.noise:
             assert key is not None and noise is not None, "moments have no noise"
@@ -70,7 +70,7 @@ def _key(key: jax.Array, name: str) -> jax.Array:
 
 def _extend(array: jax.Array, dim: int, axis_map: AxisMap, fill: Fill, slab: jax.Array | None) -> jax.Array:
     """Lengthens one dimension; `slab` holds what `Fill.INIT` puts into the new entries, in their order."""
-    is_new = _along(axis_map.is_new, dim, array.ndim)
+    is_new = along(axis_map.is_new, dim, array.ndim)
     if fill is Fill.COPY:
         return jnp.take(array, jnp.asarray(axis_map.source), axis=dim)
     grown = _place(array, dim, axis_map, new=False)
@@ -114,7 +114,7 @@ def _place(part: jax.Array, dim: int, axis_map: AxisMap, new: bool) -> jax.Array
 
 def _sums_to_zero(noise: jax.Array, dim: int, axis_map: AxisMap) -> jax.Array:
     """`noise` less its mean over the copies of each source, along one dimension."""
-    copies = _along(axis_map.copies, dim, noise.ndim)
+    copies = along(axis_map.copies, dim, noise.ndim)
     first = jnp.moveaxis(noise, dim, 0)
     total = jax.ops.segment_sum(first, jnp.asarray(axis_map.source), int(axis_map.source.max()) + 1)
     mean = jnp.moveaxis(jnp.take(total, jnp.asarray(axis_map.source), axis=0), 0, dim) / copies.astype(
@@ -122,7 +122,3 @@ def _sums_to_zero(noise: jax.Array, dim: int, axis_map: AxisMap) -> jax.Array:
     )
     # What has no copy but itself gets none, not a rounding error.
     return jnp.where(copies > 1, noise - mean, jnp.zeros((), noise.dtype))
-
-
-def _along(vector: np.ndarray, dim: int, ndim: int) -> np.ndarray:
-    return vector.reshape([-1 if i == dim else 1 for i in range(ndim)])

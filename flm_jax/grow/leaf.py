@@ -62,7 +62,7 @@ def parameter_slice(plan: "GrowthPlan", row: Parameter, old: jax.Array, key: jax
 
 def layer_key(key: jax.Array, source: Any) -> jax.Array:
     """Of what is drawn for an old layer, from the parameter's key and the layer's old number."""
-    return jax.random.fold_in(jax.random.fold_in(key, 0), source)
+    return jax.random.fold_in(key, 2 * source)
 
 
 def new_layer(plan: "GrowthPlan", row: Parameter, key: jax.Array, place: Any, dtype: Any) -> jax.Array:
@@ -71,7 +71,7 @@ def new_layer(plan: "GrowthPlan", row: Parameter, key: jax.Array, place: Any, dt
     It has the weight that wider norms ask of every gain, but no share in the splits of what is copied: the draws are
     those of the new width already.
     """
-    key = jax.random.fold_in(jax.random.fold_in(key, 1), place)
+    key = jax.random.fold_in(key, 2 * place + 1)
     rules = [rule for axis, rule in plan.rules(row).items() if axis != LAYERS]
     weight = math.prod(rule.weight for rule in rules if rule.fill is not Fill.COPY)
     row = row.unstacked()

@@ -69,6 +69,22 @@ class Lineage:
         """For a checkpoint's `growth_record`."""
         return tuple(record.to_json() for record in self.records)
 
+    def grown(
+        self, plan: GrowthPlan, step: int, updates: int, batch_size: int, ramp_steps: int, multipliers: str
+    ) -> "Lineage":
+        """With one growth more: by `plan` at `step`, after `updates`, out of a model that read `batch_size` a step."""
+        record = GrowthRecord(
+            step=step,
+            updates=updates,
+            sequences=self.sequences(step, batch_size),
+            ramp_steps=ramp_steps if plan.masked else 0,
+            source=plan.source,
+            target=plan.target,
+            operators=dict(plan.operators),
+            multipliers=multipliers,
+        )
+        return Lineage((*self.records, record))
+
     @property
     def step(self) -> int:
         """At which the present model began."""

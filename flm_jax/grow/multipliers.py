@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from flm_jax import parameters
+from flm_jax.grow.axis_map import along
 from flm_jax.grow.errors import GrowthError
 from flm_jax.grow.rule import Factor, Fill
 from flm_jax.optimizer import Multipliers, width_multipliers
@@ -78,8 +79,7 @@ def _extended(plan: "GrowthPlan", row: Parameter, mult: Factor) -> Factor:
         mean = mult.mean(axis=dim, keepdims=True)
         mult = np.take(mult, axis_map.source, axis=dim)
         if rule.fill is not Fill.COPY:
-            is_new = axis_map.is_new.reshape([-1 if i == dim else 1 for i in range(mult.ndim)])
-            mult = np.where(is_new, mean, mult)
+            mult = np.where(along(axis_map.is_new, dim, mult.ndim), mean, mult)
     return mult
 
 

@@ -1,7 +1,8 @@
 """Growth of optimizer state: moments by the parameters' index maps with the weights of gradients.
 
 Every type of state is registered with what each of its fields is. A type that is not is refused, never copied in
-silence: another shape would be an error later, but a moment at the wrong scale would be none.
+silence: another shape would be an error later, but a moment at the wrong scale would be none. New moments begin at 0;
+an optimizer that begins at another value (Adagrad) is not known here.
 """
 
 import enum
@@ -10,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from flm_jax import parameters
 from flm_jax.aged_adam import AgedAdamState
-from flm_jax.grow.errors import AgeWarning, GrowthError, UnknownStateError
+from flm_jax.grow.errors import GrowthError, MomentsWarning, UnknownStateError
 from flm_jax.grow.factored_state import grow_factored
 from flm_jax.grow.leaf import CarryOut, check_shapes, fresh_moment, grow_moment, is_hole
 from flm_jax.parameters import Parameter
@@ -68,7 +70,6 @@ def _register_known() -> None:
     register_state(optax.TraceState, trace=1)  # SGD with momentum
     register_state(optax.ScaleByRmsState, nu=2)
     register_state(optax.ScaleByRStdDevState, mu=1, nu=2)
-    register_state(optax.ScaleByRssState, sum_of_squares=2)  # Adagrad
     # An average of updates that an adaptive optimizer has scaled, as Adafactor's momentum is.
     register_state(optax.EmaState, count=count, ema=0)
     register_state(
@@ -119,10 +120,11 @@ def grow_opt_state(plan: "GrowthPlan", state: Any, policy: str, carry_out: Carry
 
 
 def _grow(plan: "GrowthPlan", state: Any, policy: str, carry_out: CarryOut, like: Any) -> Any:
+    _check_ages(plan, state, policy)
+    _check_averages(plan, state, policy)
     if isinstance(state, optax.FactoredState):
         return grow_factored(plan, state, policy, like)
     if type(state) in _REGISTRY:
-        _check_ages(state, policy)
         grown = {
             name: _grow_field(plan, state, name, what, policy, carry_out, getattr(like, name, None))
             for name, what in _REGISTRY[type(state)].items()
@@ -193,24 +195,51 @@ def _births(plan: "GrowthPlan", axis: str, births: jax.Array, count: jax.Array, 
     return jnp.where(axis_map.is_new, count.astype(births.dtype), inherited)
 
 
-def _check_ages(state: Any, policy: str) -> None:
-    """Adam without births would correct moments of 0 as if they were as old as the others."""
-    has_count = Part.COUNT in _REGISTRY[type(state)].values()
-    corrects = has_count and 2 in _REGISTRY[type(state)].values()
+def _check_ages(plan: "GrowthPlan", state: Any, policy: str) -> None:
+    """Without births an optimizer would correct moments of 0 as if they were as old as the others.
+
+    Warns:
+        MomentsWarning: under `carry`.
+
+    Raises:
+        GrowthError: under `age` and `asymmetric`, which ask for ages.
+    """
+    fields = _REGISTRY.get(type(state), {}).values()
+    corrects = isinstance(state, optax.FactoredState) or (Part.COUNT in fields and 2 in fields)
     if not corrects or isinstance(state, AgedAdamState) or policy == "reset":
         return
+    name = type(state).__name__
     if policy != "carry":
         raise GrowthError(
-            f"the policy {policy!r} needs an optimizer that knows ages, but {type(state).__name__} has one count for "
-            "all; use flm_jax.optimizer.adamw (aged_adam.scale_by_aged_adam), or the policy carry or reset"
+            f"the policy {policy!r} needs an optimizer that knows ages, but {name} has one count for all; use "
+            "flm_jax.optimizer.adamw (aged_adam.scale_by_aged_adam), or the policy carry or reset"
         )
-    warnings.warn(
-        f"{type(state).__name__} has one count for all, so what is new starts with moments of 0 that are taken for old "
-        "ones, and its first updates are too large (6.5 times the learning rate with b2 = 0.999); "
-        "flm_jax.optimizer.adamw counts ages",
-        AgeWarning,
-        stacklevel=2,
-    )
+    if not all(operator.carries_moments for operator in plan.chosen.values()):
+        warnings.warn(
+            f"{name} has one count for all, so what is new starts with moments of 0 that are taken for old ones, and "
+            "its first updates are too large (Adam: 6.5 times the learning rate with b2 = 0.999; Adafactor more); "
+            "flm_jax.optimizer.adamw counts ages",
+            MomentsWarning,
+            stacklevel=2,
+        )
+
+
+def _check_averages(plan: "GrowthPlan", state: Any, policy: str) -> None:
+    """`optax.ema` may stand before what scales gradients, or behind: its state does not say which.
+
+    Warns:
+        MomentsWarning: where it would matter.
+    """
+    if not isinstance(state, optax.EmaState) or policy == "reset":
+        return
+    rows = jax.tree.leaves(parameters.table(plan.target), is_leaf=parameters.is_parameter)
+    if any(np.any(plan.gradient_weight(row) != 1) for row in rows):
+        warnings.warn(
+            "EmaState is grown as an average of updates that do not depend on the gradients' scale; if it averages "
+            "gradients themselves, call flm_jax.grow.register_state(optax.EmaState, count=Part.COUNT, ema=1)",
+            MomentsWarning,
+            stacklevel=2,
+        )
 
 
 def _compare(grown: Any, like: Any) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from flm_jax import parameters
 from flm_jax.config import ModelConfig
 from flm_jax.grow import operators
-from flm_jax.grow.axis_map import AxisMap
+from flm_jax.grow.axis_map import AxisMap, along
 from flm_jax.grow.errors import (
     FixedFieldError,
     GrowthError,
@@ -27,10 +27,10 @@ from flm_jax.grow.leaf import CarryOut, check_shapes, grow_parameter, inline
 from flm_jax.grow.multipliers import grown_multipliers
 from flm_jax.grow.operators import field
 from flm_jax.grow.optimizer_state import grow_opt_state
-from flm_jax.grow.rule import Factor, Growing, Operator, Rule
+from flm_jax.grow.rule import Factor, Fill, Growing, Operator, Rule
 from flm_jax.layers.growth_mask import GrowthMask
 from flm_jax.optimizer import Multipliers
-from flm_jax.parameters import Parameter
+from flm_jax.parameters import LAYERS, Parameter
 
 _SIZES = ("vocab_size", "d_model", "num_heads", "num_kv_heads", "d_ff", "num_layers")
 # What a target may differ in besides its sizes; the norms' constants are the plan's to set.
@@ -65,7 +65,10 @@ class GrowthPlan:
         A sum over more terms is cut into other parts by the libraries that compute it, even if the terms are zeros, so
         a matrix that grows is never claimed to be; now and then it is.
         """
-        return all(operator.bitwise for operator in self.chosen.values())
+        same = [getattr(self.source, name) == getattr(self.target, name) for name in ("dtype", "param_dtype")]
+        # xPos is centred at half the length.
+        same.append(self.source.xpos_scale_base is None or self.source.max_length == self.target.max_length)
+        return all(same) and all(operator.bitwise for operator in self.chosen.values())
 
     @property
     def masked(self) -> bool:
@@ -75,7 +78,15 @@ class GrowthPlan:
     @property
     def symmetric(self) -> tuple[str, ...]:
         """The axes whose copies compute the same, and will for ever if the optimizer treats them alike."""
-        return tuple(axis for axis, operator in self.chosen.items() if operator.symmetric)
+        drawn = (
+            LAYERS in self.chosen and self.rules(parameters.mlp(self.target)["wi_kernel"].stacked())[LAYERS]
+        )
+        return tuple(
+            axis
+            for axis, operator in self.chosen.items()
+            # Layers that are drawn read the copies of a coordinate with unlike weights.
+            if operator.symmetric and not (axis == "embed" and drawn and drawn.fill is Fill.INIT)
+        )
 
     @property
     def chosen(self) -> dict[str, Operator]:
@@ -103,12 +114,14 @@ class GrowthPlan:
         return self._factor(row, lambda rule: rule.rate)
 
     def _factor(self, row: Parameter, of: Callable[[Rule], Factor]) -> Factor:
-        def along(axis: str, factor: Factor) -> Factor:
-            if not isinstance(factor, np.ndarray):
-                return factor
-            return factor.reshape([-1 if axis == other else 1 for other in row.axes])
+        def spread(axis: str, factor: Factor) -> Factor:
+            return (
+                along(factor, row.axes.index(axis), len(row.axes))
+                if isinstance(factor, np.ndarray)
+                else factor
+            )
 
-        return math.prod(along(axis, of(rule)) for axis, rule in self.rules(row).items())
+        return math.prod(spread(axis, of(rule)) for axis, rule in self.rules(row).items())
 
     def is_new(self) -> Any:
         """For every parameter which entries the growth has added: bools that broadcast over it, numpy, in its tree.
@@ -120,9 +133,7 @@ class GrowthPlan:
             found = np.zeros([1] * len(row.axes), bool)
             for dim, axis in enumerate(row.axes):
                 if axis in self.maps:
-                    found = found | self.maps[axis].is_new.reshape(
-                        [-1 if i == dim else 1 for i in range(found.ndim)]
-                    )
+                    found = found | along(self.maps[axis].is_new, dim, found.ndim)
             return found
 
         return jax.tree.map(one, parameters.table(self.target), is_leaf=parameters.is_parameter)

@@ -9,7 +9,7 @@ import optax
 
 from flm_jax.config import ModelConfig
 from flm_jax.grow.errors import GrowthError
-from flm_jax.grow.lineage import GrowthRecord, Lineage
+from flm_jax.grow.lineage import Lineage
 from flm_jax.grow.multipliers import POLICIES as MULTIPLIER_POLICIES
 from flm_jax.grow.optimizer_state import POLICIES as STATE_POLICIES
 from flm_jax.grow.planning import GrowthPlan, decide
@@ -190,18 +190,15 @@ class Route:
     def grown(self, lineage: Lineage, step: int, updates: int) -> Lineage:
         """The lineage once the stage that `lineage` has led to has grown into the next, at `step`."""
         index = len(lineage.records)
-        growth = self.plans[index]
-        record = GrowthRecord(
-            step=step,
-            updates=updates,
-            sequences=lineage.sequences(step, self.stages[index].batch_size),
-            ramp_steps=self.stages[index + 1].ramp_steps if growth.masked else 0,
-            source=growth.source,
-            target=growth.target,
-            operators=dict(growth.operators),
-            multipliers=self.stages[index + 1].multipliers,
+        after = self.stages[index + 1]
+        return lineage.grown(
+            self.plans[index],
+            step,
+            updates,
+            self.stages[index].batch_size,
+            after.ramp_steps,
+            after.multipliers,
         )
-        return Lineage((*lineage.records, record))
 
     def end(self, index: int, start: int) -> int:
         """The step at which a stage that began at `start` ends at the latest."""

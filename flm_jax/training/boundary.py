@@ -35,7 +35,7 @@ def grow(
     gate = Gate(growth, new.model)
     with old.context():
         gate.before(state.params, to_devices(rows, old.batch_sharding))
-    key = growth_key(seed, step)
+    key = growth_key(seed, step, old.index)
     grown = growth(state, key, new.stage.optimizer_state, LeafByLeaf(new.mesh), new.abstract_state)
     grown = jax.device_put(grown, new.shardings)  # counters, from the old mesh to the new
     try:
@@ -48,12 +48,13 @@ def grow(
         ) from error
 
 
-def growth_key(seed: int, step: int) -> jax.Array:
-    """Of the new weights of a run's growth.
+def growth_key(seed: int, step: int, index: int) -> jax.Array:
+    """Of the new weights of a run's growth, the one after `index` others, of which some may be of the same step.
 
     Threefry whatever the default is: of the other kinds a layer among others is drawn differently from one alone.
     """
-    return jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), step)
+    key = jax.random.key(seed, impl="threefry2x32")
+    return jax.random.fold_in(jax.random.fold_in(key, step), index)
 
 
 def num_rows_for_gate(old: Leg, new: Leg) -> int:

@@ -23,16 +23,18 @@ from flm_jax import partitioning
 from flm_jax.config import ModelConfig
 from flm_jax.grow import leaf
 from flm_jax.grow.errors import GrowthError
-from flm_jax.grow.lineage import GrowthRecord, Lineage
+from flm_jax.grow.lineage import Lineage
 from flm_jax.grow.planning import GrowthPlan, plan
 from flm_jax.grow.rule import Fill
 from flm_jax.grow.verification import Difference, verify
 from flm_jax.parameters import LAYERS, Parameter
 from flm_jax.training.boundary import growth_key
-from flm_jax.training.checkpoints import Checkpoints, Metadata, from_tree, load_params, to_tree
+from flm_jax.training.checkpoints import Checkpoints, Metadata, from_tree, key_path, load_params, to_tree
 from flm_jax.training.state import TrainState, abstract_state
 from flm_jax.training.step import skipping_non_finite
 from flm_jax.training.streaming import KeyPath, LazyArray, StoredState
+
+_UNFINISHED = ".orbax-checkpoint-tmp"  # in the names of what Orbax has not finished
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +137,7 @@ def stored_state(
     """
     like = abstract_state(config, optimizer, _one_device())
     tree = to_tree(like)
-    expected = {_key_path(path): leaf.shape for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
+    expected = {key_path(path): leaf.shape for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
     found = {path: array.shape for path, array in state.arrays.items()}
     if different := sorted(path for path in {**expected, **found} if expected.get(path) != found.get(path)):
         names = ", ".join("/".join(path) for path in different[:5])
@@ -144,20 +146,17 @@ def stored_state(
             "Trainer.optimizer to the optimizer that it was trained with (optimizer.adamw unless bound)"
         )
     stored = from_tree(
-        jax.tree_util.tree_map_with_path(lambda path, _: Stored(state, _key_path(path)), tree), like
+        jax.tree_util.tree_map_with_path(lambda path, _: Stored(state, key_path(path)), tree), like
     )
     opt_state = optax.tree_map_params(
         optimizer,
-        lambda leaf, param: leaf if leaf.shape == param.shape else leaf.read(),
+        lambda held, param: held if leaf.is_hole(held) or held.shape == param.shape else held.read(),
         stored.opt_state,
         stored.params,
-        transform_non_params=lambda leaf: leaf.read(),
+        transform_non_params=lambda held: held.read(),
+        is_leaf=leaf.is_hole,
     )
     return TrainState(stored.step.read(), stored.params, opt_state)
-
-
-def _key_path(path: Any) -> KeyPath:
-    return tuple(str(key.key) for key in path)
 
 
 def _one_device() -> jax.sharding.Mesh:
@@ -257,7 +256,8 @@ class CheckpointGrowth:
         like = abstract_state(self.plan.target, target, _one_device())
         grown = self.plan(stored, self.key, self._settings.optimizer_state, SliceBySlice(progress), like)
         out.mkdir(parents=True, exist_ok=True)
-        for left in out.iterdir():  # by a growth that was killed
+        self.check_empty(out)
+        for left in out.glob(f"*{_UNFINISHED}*"):  # by a growth that was killed
             shutil.rmtree(left)
         with contextlib.closing(Checkpoints(out)) as checkpoints:
             checkpoints.save(grown, self._grown_metadata(stored))
@@ -272,11 +272,7 @@ class CheckpointGrowth:
             FileExistsError: naming what is there.
         """
         out = Path(out).expanduser()
-        found = (
-            [path.name for path in out.iterdir() if ".orbax-checkpoint-tmp" not in path.name]
-            if out.exists()
-            else []
-        )
+        found = [path.name for path in out.iterdir() if _UNFINISHED not in path.name] if out.exists() else []
         if found:
             raise FileExistsError(
                 f"expected an empty directory, or none, for --out, found {out} with {', '.join(sorted(found)[:3])}; "
@@ -304,7 +300,7 @@ class CheckpointGrowth:
     @property
     def key(self) -> jax.Array:
         """Of the draws, as a run that grows in memory draws."""
-        return growth_key(self._metadata.seed, self.step)
+        return growth_key(self._metadata.seed, self.step, len(self._lineage.records))
 
     def _optimizers(self) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:
         """Of source and target, for their states' shapes alone: no update is made with them."""
@@ -321,21 +317,19 @@ class CheckpointGrowth:
 
     def _grown_metadata(self, state: TrainState) -> Metadata:
         settings = self._settings
-        record = GrowthRecord(
-            step=self.step,
+        lineage = self._lineage.grown(
+            self.plan,
+            self.step,
             updates=self.step - int(state.opt_state.total_notfinite),
-            sequences=self._lineage.sequences(self.step, self._metadata.batch_size),
-            ramp_steps=settings.ramp_steps if self.plan.masked else 0,
-            source=self.plan.source,
-            target=self.plan.target,
-            operators=dict(self.plan.operators),
+            batch_size=self._metadata.batch_size,
+            ramp_steps=settings.ramp_steps,
             multipliers=settings.multipliers,
         )
         return dataclasses.replace(
             self._metadata,
             config=self.plan.target,
             batch_size=settings.batch_size or self._metadata.batch_size,
-            growth_record=Lineage((*self._lineage.records, record)).to_json(),
+            growth_record=lineage.to_json(),
             loss_window=(),
         )
 

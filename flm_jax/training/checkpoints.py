@@ -183,7 +183,19 @@ class Checkpoints:
         restore = ocp.args.PyTreeRestore(
             item, restore_args=ocp.checkpoint_utils.construct_restore_args(item), partial_restore=True
         )
-        return self._manager.restore(step, args=ocp.args.Composite(state=restore))["state"]["target"]
+        params = self._manager.restore(step, args=ocp.args.Composite(state=restore))["state"]["target"]
+        # What a partial restore does not find it gives back as it was asked for.
+        missing = [
+            path
+            for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+            if not isinstance(leaf, jax.Array)
+        ]
+        if missing:
+            raise CheckpointMismatchError(
+                f"expected {self._model_dir}/checkpoint_{step} to hold every parameter of its model, found no "
+                f"{', '.join(map(jax.tree_util.keystr, missing))}: it is damaged, or of another version of flm_jax"
+            )
+        return params
 
     def wait(self) -> None:
         """Returns when everything begun is durable."""
@@ -286,10 +298,11 @@ def is_stacked(path: tuple[str, ...], shape: tuple[int, ...], config: ModelConfi
 
 def _rows(config: ModelConfig) -> list[tuple[tuple[str, ...], parameters.Parameter]]:
     table = jax.tree_util.tree_leaves_with_path(parameters.table(config), is_leaf=parameters.is_parameter)
-    return [(_names(path), row) for path, row in table]
+    return [(key_path(path), row) for path, row in table]
 
 
-def _names(path: tuple[Any, ...]) -> tuple[str, ...]:
+def key_path(path: tuple[Any, ...]) -> tuple[str, ...]:
+    """Of a leaf of the stored tree, as in `streaming.StoredState.arrays`."""
     return tuple(str(entry.key) for entry in path)
 
 
@@ -297,7 +310,7 @@ def _save_args(tree: dict[str, Any], config: ModelConfig) -> dict[str, Any]:
     """Cuts the stacked arrays of the state into layers, so that each can be read without its neighbours."""
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: streaming.save_args(
-            leaf.shape, leaf.dtype, is_stacked(_names(path), leaf.shape, config)
+            leaf.shape, leaf.dtype, is_stacked(key_path(path), leaf.shape, config)
         ),
         tree,
     )

@@ -26,8 +26,8 @@ class Leg:
     Args:
         route: All stages.
         lineage: The growths so far; their number is the stage's index.
-        make_optimizer: `make_optimizer(config, learning_rate, multipliers=)`, with `rewarm_steps=` too where the
-            stage's `optimizer_state` is `asymmetric`.
+        make_optimizer: `make_optimizer(config, learning_rate, multipliers=)`, with `rewarm_steps=` and `rewarm_since=`
+            too where the stage's `optimizer_state` is `asymmetric`.
         make_schedule: `make_schedule(peak=, total_steps=, warmup_steps=)`.
     """
 
@@ -59,7 +59,7 @@ class Leg:
     ) -> optax.GradientTransformation:
         settings: dict[str, Any] = {"multipliers": self.lineage.multipliers(self.config)}
         if self.index and self.stage.optimizer_state == "asymmetric":
-            settings["rewarm_steps"] = self.stage.rewarm_steps
+            settings |= {"rewarm_steps": self.stage.rewarm_steps, "rewarm_since": self.lineage.updates}
         optimizer = make(self.config, self.learning_rate, **settings)
         if self.index and self.stage.trains == "new":
             return train_only_new(optimizer, self.lineage.records[-1].plan)

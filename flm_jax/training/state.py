@@ -9,6 +9,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from flm_jax import parameters, partitioning
 from flm_jax.config import ModelConfig
+from flm_jax.grow.leaf import is_hole
 from flm_jax.model import LanguageModel
 
 
@@ -33,14 +34,20 @@ def abstract_state(config: ModelConfig, optimizer: optax.GradientTransformation,
         shardings,
         is_leaf=parameters.is_parameter,
     )
+
+    def beside(leaf: Any, param: Any) -> Any:
+        if is_hole(leaf):
+            return leaf
+        split = leaf.shape == param.shape
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=param.sharding if split else whole)
+
     opt_state = optax.tree_map_params(
         optimizer,
-        lambda leaf, param: jax.ShapeDtypeStruct(
-            leaf.shape, leaf.dtype, sharding=param.sharding if leaf.shape == param.shape else whole
-        ),
+        beside,
         jax.eval_shape(optimizer.init, params),
         params,
         transform_non_params=lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole),
+        is_leaf=is_hole,
     )
     return TrainState(jax.ShapeDtypeStruct((), jnp.int32, sharding=whole), params, opt_state)
 

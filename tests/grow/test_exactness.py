@@ -1,7 +1,8 @@
 """The central claim: a plan that says it is exact keeps the function, for any block, sizes, methods and constants."""
 
 import dataclasses
-from collections.abc import Mapping
+import random
+from collections.abc import Mapping, Sequence
 
 import jax
 import pytest
@@ -15,7 +16,7 @@ from flm_jax.grow.operators import AXES, METHODS, OPERATORS
 from flm_jax.grow.planning import decide
 from flm_jax.grow.verification import Difference
 from tests.grow.growths import drawn_params, resized
-from tests.models import LLAMA, random_batch, small_config
+from tests.models import COVERING_BLOCKS, LLAMA, random_batch, small_config
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -35,47 +36,61 @@ def usable(axis: str, norm: str) -> list[str]:
     ]
 
 
-@st.composite
-def sources(draw: st.DrawFn, norm: str | None) -> ModelConfig:
+def source(rng: random.Random, norm: str | None = None) -> ModelConfig:
     """Any block: multi-head, grouped-query or multi-query attention, FLM's, Llama's or a mixture."""
-    heads, queries = draw(st.integers(1, 3)), draw(st.sampled_from((None, 1, 2)))
+    heads, queries = rng.randint(1, 3), rng.choice((None, 1, 2))
     return small_config(
-        vocab_size=draw(st.sampled_from((16, 48))),
-        d_model=draw(st.integers(4, 24)),
-        num_layers=draw(st.integers(1, 3)),
+        vocab_size=rng.choice((16, 48)),
+        d_model=rng.randint(4, 24),
+        num_layers=rng.randint(1, 3),
         num_heads=heads * (queries or 1),
         num_kv_heads=heads if queries else None,
-        head_dim=draw(st.sampled_from((2, 4))),
-        d_ff=draw(st.integers(1, 24)),
-        norm=norm or draw(st.sampled_from(("layernorm", "rmsnorm"))),
-        activation=draw(st.sampled_from(("gelu", "swiglu"))),
-        use_bias=draw(st.booleans()),
-        tied_readout=draw(st.booleans()),
-        norm_epsilon=10.0 ** draw(st.floats(-8, -3)),
-        parametrization=draw(st.sampled_from(("mup", "standard"))),
-        input_mult=draw(st.sampled_from((0.1, 1.0, 3.0))),
-        output_mult=draw(st.sampled_from((0.5, 2.0))),
-        xpos_scale_base=draw(st.sampled_from((512.0, None))),
+        head_dim=rng.choice((2, 4)),
+        d_ff=rng.randint(1, 24),
+        norm=norm or rng.choice(("layernorm", "rmsnorm")),
+        activation=rng.choice(("gelu", "swiglu")),
+        use_bias=rng.random() < 0.5,
+        tied_readout=rng.random() < 0.5,
+        norm_epsilon=10.0 ** rng.uniform(-8, -3),
+        parametrization=rng.choice(("mup", "standard")),
+        input_mult=rng.choice((0.1, 1.0, 3.0)),
+        output_mult=rng.choice((0.5, 2.0)),
+        xpos_scale_base=rng.choice((512.0, None)),
     )
 
 
-@st.composite
-def plans(draw: st.DrawFn, method: str) -> GrowthPlan:
-    """A plan in float32 of some of the axes, by one method or, "mixed", by an exact operator for each axis."""
-    source = draw(sources(ONLY.get(METHODS.get(method, {}).get("embed", ""))))
-    if method == "mixed":
-        named = {axis: draw(st.sampled_from(usable(axis, source.norm))) for axis in AXES}
-    else:
-        named = dict(METHODS[method])
-    possible = [axis for axis in AXES if axis in named and (source.grouped or axis != "queries")]
+def larger(
+    rng: random.Random, source: ModelConfig, named: Mapping[str, str], axes: Sequence[str]
+) -> GrowthPlan:
+    """A plan in float32 that grows these axes."""
     sizes = {}
-    for axis in sorted(draw(st.sets(st.sampled_from(possible), min_size=1))):
+    for axis in axes:
         old = source.size(axis)
         if axis == "embed" and OPERATORS[axis][named[axis]].carries_moments:  # copies, of all as many
-            sizes[axis] = old * draw(st.integers(2, 3))
+            sizes[axis] = old * rng.randint(2, 3)
         else:
-            sizes[axis] = old + draw(st.integers(1, 2 if axis in ("heads", "queries") else 9))
-    return decide(source, resized(source, **sizes), named if method == "mixed" else method)
+            sizes[axis] = old + rng.randint(1, 2 if axis in ("heads", "queries") else 9)
+    plan = decide(source, resized(source, **sizes), named)
+    assert set(plan.maps) == set(axes)
+    return plan
+
+
+def growable(source: ModelConfig, named: Mapping[str, str]) -> list[str]:
+    return [axis for axis in AXES if axis in named and (source.grouped or axis != "queries")]
+
+
+# Not by hypothesis's own strategies: its first example is the simplest, of all sizes 1 and one axis, and compiling
+# leaves time for few others.
+SEEDS = st.integers(0, 2**32 - 1)
+
+
+def mixture(seed: int) -> GrowthPlan:
+    """Some of the axes of any block, each by any operator that keeps the function."""
+    rng = random.Random(seed)
+    old = source(rng)
+    named = {axis: rng.choice(usable(axis, old.norm)) for axis in AXES}
+    axes = growable(old, named)
+    return larger(rng, old, named, rng.sample(axes, rng.randint(1, len(axes))))
 
 
 def in_precision(plan: GrowthPlan, dtype: str) -> GrowthPlan:
@@ -102,23 +117,35 @@ def check_in_float64(plan: GrowthPlan) -> None:
         assert found.largest_logit > 1e-3  # there is something to be kept
 
 
-@pytest.mark.parametrize("method", EXACT_METHODS)
-@settings(max_examples=1)
-@given(st.data())
-def test_float64_logits_are_kept(method: str, data: st.DataObject) -> None:
-    check_in_float64(data.draw(plans(method)))
+@pytest.mark.parametrize(("index", "method"), list(enumerate(EXACT_METHODS)))
+def test_float64_logits_are_kept(index: int, method: str) -> None:
+    """Every method, all the axes that it grows at once, each on another block."""
+    rng, named = random.Random(index), METHODS[method]
+    norm = ONLY.get(named.get("embed", ""))
+    blocks = [block for block in COVERING_BLOCKS if norm in (None, block["norm"])]
+    block = blocks[index % len(blocks)]
+    old = small_config(
+        **block,
+        vocab_size=16,
+        d_model=10,
+        d_ff=7,
+        head_dim=4,
+        parametrization=("mup", "standard")[index // 2 % 2],
+        xpos_scale_base=(512.0, None)[index % 2],
+    )
+    check_in_float64(larger(rng, old, named, growable(old, named)))
 
 
-@settings(max_examples=4)
-@given(plans("mixed"))
-def test_float64_logits_are_kept_by_mixtures(plan: GrowthPlan) -> None:
-    check_in_float64(plan)
+@settings(max_examples=8)
+@given(SEEDS)
+def test_float64_logits_are_kept_by_mixtures(seed: int) -> None:
+    check_in_float64(mixture(seed))
 
 
 @pytest.mark.parametrize(("norm", "turn"), [("layernorm", 0), *(("rmsnorm", turn) for turn in range(6))])
 def test_every_operator_keeps_the_function_beside_others(norm: str, turn: int) -> None:
     """All axes at once, each by another operator at every turn: none is left to what hypothesis happens to draw."""
-    source = small_config(
+    old = small_config(
         vocab_size=16, d_model=6, num_heads=4, num_kv_heads=2, head_dim=4, d_ff=5, norm=norm, use_bias=False
     )
     named = {
@@ -127,27 +154,34 @@ def test_every_operator_keeps_the_function_beside_others(norm: str, turn: int) -
     # Six turns are enough for every axis under RMSNorm, and one for what LayerNorm has besides.
     assert all(len(usable(axis, "rmsnorm")) <= 6 for axis in AXES)
     assert norm == "rmsnorm" or named["embed"] == "average"
-    larger = resized(source, vocab=19, heads=3, queries=3, mlp=12, embed=12, layers=3)
-    plan = decide(source, larger, named)
+    plan = decide(old, resized(old, vocab=19, heads=3, queries=3, mlp=12, embed=12, layers=3), named)
     assert set(plan.maps) == set(AXES)
     check_in_float64(plan)
 
 
-@settings(max_examples=5)
-@given(st.sampled_from([*EXACT_METHODS, "mixed"]).flatmap(plans))
-def test_float32_logits_are_kept(plan: GrowthPlan) -> None:
-    found = measured(plan)
+@settings(max_examples=4)
+@given(SEEDS)
+def test_float32_logits_are_kept(seed: int) -> None:
+    found = measured(mixture(seed))
     assert found.precision == "float32"
     assert found.logits <= 5e-6
 
 
+@pytest.mark.parametrize("name", ["zero", "zero_copy"])
 @settings(max_examples=2)
-@given(sources(None), st.sampled_from(("zero", "zero_copy")), st.integers(1, 4))
-def test_added_layers_keep_every_bit(source: ModelConfig, name: str, more: int) -> None:
+@given(SEEDS)
+def test_added_layers_keep_every_bit(name: str, seed: int) -> None:
     """What new layers add to the residual stream is 0, and x + 0 is x."""
-    plan = decide(source, resized(source, layers=source.num_layers + more), {"layers": name})
+    rng = random.Random(seed)
+    plan = larger(rng, source(rng), {"layers": name}, ["layers"])
     assert plan.bitwise and "bitwise" in plan.explain()
     assert measured(plan).logits == 0
+
+
+def test_another_precision_or_centre_of_xpos_is_not_claimed_to_keep_every_bit() -> None:
+    old = small_config()
+    for changes in ({"dtype": "bfloat16"}, {"max_length": 48}):
+        assert not decide(old, dataclasses.replace(old, num_layers=4, **changes), "llama_pro").bitwise
 
 
 @pytest.mark.parametrize("axis", sorted(set(AXES) - {"layers"}))

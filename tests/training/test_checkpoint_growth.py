@@ -10,9 +10,10 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 import pytest
 
-from flm_jax import cli, optimizer
+from flm_jax import cli, parameters
 from flm_jax.grow.errors import GrowthError
 from flm_jax.grow.lineage import Lineage
 from flm_jax.training.checkpoint_growth import CheckpointGrowth, Settings, locate
@@ -51,15 +52,31 @@ def test_a_run_goes_on_as_if_it_had_grown_in_memory(
     runs.assert_bitwise_equal(runs.stored(tmp_path / "grown", 15), runs.stored(in_memory, 15))
 
 
-def test_adafactor_and_its_means_grow_too(in_memory: Path, tmp_path: Path) -> None:
-    """Another optimizer than ours, whose state is not in the parameters' shape: written as it grows in memory."""
+def adafactor(config: Any, learning_rate: Any, multipliers: Any) -> Any:
+    """Its state is not in the parameters' shape."""
+    return optax.adafactor(learning_rate, min_dim_size_to_factor=24, momentum=0.9)
 
-    def factory(config: Any, learning_rate: Any, multipliers: Any) -> Any:
-        return optimizer.optax.adafactor(learning_rate, min_dim_size_to_factor=24, momentum=0.9)
 
+def by_groups(config: Any, learning_rate: Any, multipliers: Any) -> Any:
+    """Its states have holes where another has the parameter."""
+    labels = jax.tree.map(
+        lambda row: "matrix" if row.fan_in else "vector",
+        parameters.table(config),
+        is_leaf=parameters.is_parameter,
+    )
+    return optax.multi_transform(
+        {"matrix": optax.lion(learning_rate), "vector": optax.sgd(1e-3, 0.9)}, labels
+    )
+
+
+@pytest.mark.parametrize("factory", [adafactor, by_groups])
+@pytest.mark.filterwarnings("ignore::flm_jax.grow.MomentsWarning")
+def test_other_optimizers_states_are_written_as_they_grow_in_memory(
+    factory: Any, in_memory: Path, tmp_path: Path
+) -> None:
     metadata, params, _ = load_params(in_memory, 10)
-    adafactor = skipping_non_finite(factory(metadata.config, lambda count: 0.0, None))
-    _, opt_state = adafactor.update(params, adafactor.init(params), params)
+    optimizer = skipping_non_finite(factory(metadata.config, lambda count: 0.0, None))
+    _, opt_state = optimizer.update(params, optimizer.init(params), params)
     state = TrainState(np.asarray(10, np.int32), params, opt_state)
     checkpoints = Checkpoints(tmp_path / "source")
     checkpoints.save(state, metadata)
@@ -187,7 +204,7 @@ def test_a_checkpoint_in_mid_ramp_is_refused(prepared_dir: Path, tmp_path: Path)
 
 def test_another_optimizer_than_the_checkpoints_is_refused(in_memory: Path, tmp_path: Path) -> None:
     def momentum(config: Any, learning_rate: Any, multipliers: Any) -> Any:
-        return optimizer.optax.sgd(learning_rate, momentum=0.9)
+        return optax.sgd(learning_rate, momentum=0.9)
 
     growth = CheckpointGrowth(
         in_memory / "checkpoint_10", LARGE, dataclasses.replace(LEMON, optimizer=momentum)
@@ -202,6 +219,16 @@ def test_another_optimizer_than_the_checkpoints_is_refused(in_memory: Path, tmp_
 def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="checkpoint_3"):
         locate(tmp_path / "checkpoint_3")
+
+
+def test_growths_of_one_step_draw_differently(in_memory: Path, tmp_path: Path) -> None:
+    """Equal draws for the units of two growths would be copies that nothing tells apart."""
+    first = CheckpointGrowth(in_memory / "checkpoint_10", dataclasses.replace(MEDIUM, d_ff=96), LEMON)
+    first.write(tmp_path / "first")
+    again = CheckpointGrowth(tmp_path / "first", dataclasses.replace(MEDIUM, d_ff=128), LEMON)
+    again.write(tmp_path / "again")
+    wi = np.asarray(load_params(tmp_path / "again")[1]["layers"]["mlp"]["wi_kernel"])
+    assert not np.any(wi[..., 64:96] == wi[..., 96:128])
 
 
 KILLED = """

@@ -97,7 +97,7 @@ def test_a_stage_rewarms_what_is_new_and_nothing_else() -> None:
     Leg(route, Lineage(), make, optimizer.warmup_cosine)  # type: ignore[arg-type]
     assert "rewarm_steps" not in made
     leg = Leg(route, lineage, make, optimizer.warmup_cosine)  # type: ignore[arg-type]
-    assert made["rewarm_steps"] == 3
+    assert made["rewarm_steps"] == 3 and made["rewarm_since"] == 4
     params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), leg.abstract_state.params)
     state = leg.optimizer.init(params)
     adam = state.inner_state[1]
