@@ -4,6 +4,7 @@ A table of 2 tokens and width 3 with means r = (1, 3) over the width and c = (1,
 moments r_i c_j / mean(r): (1/2, 1, 3/2) and (3/2, 3, 9/2).
 """
 
+import warnings
 from typing import Any
 
 import jax
@@ -12,12 +13,15 @@ import numpy as np
 import optax
 import pytest
 
-from flm_jax.grow import GrowthError
+from flm_jax.grow import GrowthError, MomentsWarning
 from flm_jax.grow.planning import GrowthPlan, decide
 from tests.grow.growths import drawn_params, resized
 from tests.models import small_config
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = [
+    pytest.mark.usefixtures("quick_compilation"),
+    pytest.mark.filterwarnings("ignore::flm_jax.grow.MomentsWarning"),
+]
 
 SOURCE = small_config(vocab_size=2, d_model=3, num_heads=1, head_dim=2, d_ff=2, num_layers=1, use_bias=False)
 TX = optax.scale_by_factored_rms(min_dim_size_to_factor=2)
@@ -82,16 +86,23 @@ def test_what_the_target_factors_is_learnt_from_its_state() -> None:
     check(of_table(plan, state), [0], [0], both)
 
 
-@pytest.mark.parametrize("policy", ["reset", "age"])
-def test_policies(policy: str) -> None:
+def test_policies() -> None:
     plan = grown(embed=(6, "duplicate"))
-    found = of_table(plan, FACTORED, policy=policy)
-    if policy == "reset":
-        check(found, [0, 0], 6 * [0], [0])
-    else:  # only the first of the two copies is left
-        check(found, [1 / 8, 3 / 8], [1 / 4, 2 / 4, 3 / 4, 0, 0, 0], [0])
-    count = plan.opt_state(FACTORED, policy).count
-    assert int(count) == (0 if policy == "reset" else 7)
+    check(of_table(plan, FACTORED, policy="reset"), [0, 0], 6 * [0], [0])
+    assert int(plan.opt_state(FACTORED, "reset").count) == 0
+    assert int(plan.opt_state(FACTORED).count) == 7
+    for policy in ("age", "asymmetric"):
+        with pytest.raises(GrowthError, match="FactoredState has one count for all"):
+            plan.opt_state(FACTORED, policy)
+
+
+def test_new_moments_under_an_old_count_are_warned_of() -> None:
+    """Adafactor's decay of 1 - count^-0.8 takes moments of 0 for old ones; copies bring theirs."""
+    with pytest.warns(MomentsWarning, match="FactoredState has one count"):
+        grown(embed=(6, "mask")).opt_state(FACTORED)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        grown(embed=(6, "duplicate")).opt_state(FACTORED)
 
 
 def test_moments_that_are_0_everywhere_stay_0_and_not_a_number_nowhere() -> None:

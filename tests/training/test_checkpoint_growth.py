@@ -237,6 +237,8 @@ from pathlib import Path
 from flm_jax.training.checkpoint_growth import CheckpointGrowth, Settings
 from tests.training.test_growth import LARGE
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 made = 0
 
 def progress(size):

@@ -35,6 +35,8 @@ from flm_jax.training.trainer import Outcome, Trainer
 from tests.models import small_config
 from tests.training import runs
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 SMALL = small_config(vocab_size=512)
 MEDIUM = dataclasses.replace(SMALL, d_model=32, d_ff=64, num_heads=5, num_layers=3)
 LARGE = dataclasses.replace(MEDIUM, d_model=40, num_layers=5, num_heads=6)

@@ -18,6 +18,8 @@ from tests.models import small_config
 from tests.training import runs
 from tests.training.test_growth import stage
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 SMALL = small_config(vocab_size=512, d_model=16, num_heads=2, d_ff=24)
 WIDE = dataclasses.replace(SMALL, d_model=32, num_heads=4, d_ff=48)
 DEEP = dataclasses.replace(WIDE, num_layers=4)
