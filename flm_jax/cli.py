@@ -67,6 +67,32 @@ def _parser() -> argparse.ArgumentParser:
     )
     train_tokenizer.add_argument("--out", required=True, help="the model file to write")
 
+    _add_grow(verbs)
+
+    generate = _verb(verbs, "generate", _generate, "continue prompts with a checkpoint")
+    generate.add_argument("--model_dir", required=True, help="a run's directory")
+    generate.add_argument(
+        "--tokenizer", required=True, help="the sentencepiece model that it was trained with"
+    )
+    generate.add_argument("--prompt", action="append", required=True, help="repeat for several")
+    generate.add_argument("--step", type=int, help="which checkpoint; the newest unless given")
+    generate.add_argument("--max_new_tokens", type=_positive, default=64)
+    generate.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest token")
+    generate.add_argument("--top_k", type=int, default=0, help="0 for no limit")
+    generate.add_argument("--top_p", type=float, default=0.95)
+    generate.add_argument("--seed", type=int, default=0)
+
+    demo = _verb(
+        verbs, "demo", _demo, "train and grow a small English-Chinese model on text found on this machine"
+    )
+    demo.add_argument("--out", default="demo_out", help="directory of everything that is made")
+    demo.add_argument("--json", help="write the closing table's numbers to this file")
+    demo.set_defaults(takes_gin=True)
+    demo.epilog = "--gin.NAME=value is handed on to `flm train`, e.g. --gin.STEPS_SMALL=50."
+    return parser
+
+
+def _add_grow(verbs: argparse._SubParsersAction) -> None:
     grow = _verb(
         verbs, "grow", _grow, "grow a checkpoint into one of a larger model, which `flm train` goes on with"
     )
@@ -100,28 +126,6 @@ def _parser() -> argparse.ArgumentParser:
         help="do not compare both models first, for which both must fit into memory",
     )
     _add_gin(grow, files=False)
-
-    generate = _verb(verbs, "generate", _generate, "continue prompts with a checkpoint")
-    generate.add_argument("--model_dir", required=True, help="a run's directory")
-    generate.add_argument(
-        "--tokenizer", required=True, help="the sentencepiece model that it was trained with"
-    )
-    generate.add_argument("--prompt", action="append", required=True, help="repeat for several")
-    generate.add_argument("--step", type=int, help="which checkpoint; the newest unless given")
-    generate.add_argument("--max_new_tokens", type=_positive, default=64)
-    generate.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest token")
-    generate.add_argument("--top_k", type=int, default=0, help="0 for no limit")
-    generate.add_argument("--top_p", type=float, default=0.95)
-    generate.add_argument("--seed", type=int, default=0)
-
-    demo = _verb(
-        verbs, "demo", _demo, "train and grow a small English-Chinese model on text found on this machine"
-    )
-    demo.add_argument("--out", default="demo_out", help="directory of everything that is made")
-    demo.add_argument("--json", help="write the closing table's numbers to this file")
-    demo.set_defaults(takes_gin=True)
-    demo.epilog = "--gin.NAME=value is handed on to `flm train`, e.g. --gin.STEPS_SMALL=50."
-    return parser
 
 
 def _positive(text: str) -> int:

@@ -39,9 +39,8 @@ def from_options(options: argparse.Namespace) -> tuple[CheckpointGrowth, Path]:
     if "method" in given:
         given["method"] = _method(given["method"])
     target, said = _wanted(metadata)
-    return CheckpointGrowth(model_dir / f"checkpoint_{step}", target, Settings(**{**said, **given})), Path(
-        options.out
-    )
+    growth = CheckpointGrowth(model_dir / f"checkpoint_{step}", target, Settings(**{**said, **given}))
+    return growth, Path(options.out)
 
 
 def carry_out(growth: CheckpointGrowth, out: Path, verifies: bool) -> None:
