@@ -24,6 +24,8 @@ from flm_jax.training.trainer import Outcome
 from tests.training import runs
 from tests.training.test_growth import LARGE, MEDIUM, growing, stopping_at
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 LEMON = Settings(method="lemon", batch_size=4)
 
 
@@ -236,8 +238,6 @@ import os, signal, sys
 from pathlib import Path
 from flm_jax.training.checkpoint_growth import CheckpointGrowth, Settings
 from tests.training.test_growth import LARGE
-
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 made = 0
 
