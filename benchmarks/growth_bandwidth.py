@@ -13,7 +13,6 @@ import functools
 import json
 import math
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -198,7 +197,9 @@ def child(what: str, depth: int, directory: Path) -> dict[str, Any]:
         started = time.perf_counter() - read
         _save(out, state, target)
     elapsed = time.perf_counter() - started
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    # Not getrusage's: that begins with what the parent held when it started this process.
+    status = Path("/proc/self/status").read_text()
+    peak = int(status.split("VmHWM:")[1].split()[0]) * 1024
     return {"seconds": elapsed, "peak": peak, "bytes": size}
 
 
