@@ -75,10 +75,10 @@ class LanguageModel:
 
     @property
     def FEATURE_CONVERTER_CLS(self) -> Any:
-        """Seqio's converter from `inputs` and `targets` to batches; imports seqio, and so TensorFlow."""
-        import seqio
+        """From seqio's examples to batches, packed ones as they are; imports seqio, and so TensorFlow."""
+        from flm_jax.tasks.feature_converter import FeatureConverter
 
-        return seqio.DecoderFeatureConverter
+        return FeatureConverter
 
     def get_initial_variables(
         self,

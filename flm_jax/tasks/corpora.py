@@ -5,16 +5,15 @@ only. Both become real `seqio.Task`s. TensorFlow is imported by `seqio_task`, no
 """
 
 import abc
+import functools
 import string
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
+from flm_jax.tasks.metrics import exact_match, log_likelihood
 from flm_jax.tasks.sources import Problems, Source
 from flm_jax.tasks.vocabulary import Vocabulary
-
-# The tasks that this process has registered with seqio: those may be registered again, others not.
-_registered: dict[str, Any] = {}
 
 
 @dataclass(frozen=True)
@@ -28,6 +27,8 @@ class _Task(abc.ABC):
 
     name: str
     source: Source
+    has_inputs: ClassVar[bool]  # and makes no sense without them
+    metrics: ClassVar[tuple[Callable[..., dict[str, float]], ...]]  # of seqio's evaluation by inference
 
     def __post_init__(self) -> None:
         if not self.name or set(self.name) - set(string.ascii_letters + string.digits + "_"):
@@ -63,7 +64,8 @@ class _Task(abc.ABC):
         """Registers the task with seqio, once more if this process already did, and returns the `seqio.Task`.
 
         Its features are `inputs` (no eos) and `targets` (with eos), int32; `inputs_pretokenized` and
-        `targets_pretokenized` hold the texts.
+        `targets_pretokenized` hold the texts. Asked for with feature lengths, it cuts what is longer into several
+        examples (`lengths.cut_to_lengths`).
 
         Args:
             vocabulary: of both features.
@@ -75,6 +77,8 @@ class _Task(abc.ABC):
         import seqio
         import tensorflow as tf
 
+        from flm_jax.tasks import lengths, registration, seqio_sources
+
         tf.config.set_visible_devices([], "GPU")  # the accelerator belongs to JAX
         found = Problems() if problems is None else problems
 
@@ -85,38 +89,30 @@ class _Task(abc.ABC):
                 found.failure = error
                 raise
 
-        def dataset(split: str, shuffle_files: bool) -> Any:
-            del shuffle_files  # a source has one order; shuffling is done where batches are read
-            spec = tf.TensorSpec((), tf.string)
-            return tf.data.Dataset.from_generator(
-                lambda: texts(split), output_signature={"inputs": spec, "targets": spec}
-            )
-
-        if self.name in seqio.TaskRegistry.names():
-            if seqio.TaskRegistry.get(self.name) is not _registered.get(self.name):
-                raise ValueError(
-                    f"seqio already has a task {self.name!r} that flm_jax did not define: change the gin "
-                    f"binding `{type(self).__name__}.name`"
-                )
-            seqio.TaskRegistry.remove(self.name)
         model = vocabulary.as_seqio()
-        task = seqio.TaskRegistry.add(
+        return registration.add_task(
             self.name,
-            source=seqio.FunctionDataSource(dataset, splits=tuple(self.source.splits)),
-            preprocessors=[seqio.preprocessors.tokenize, seqio.preprocessors.append_eos],
+            f"{type(self).__name__}.name",
+            source=seqio_sources.TextSource(texts, self.source.splits),
+            preprocessors=[
+                seqio.preprocessors.tokenize,
+                seqio.preprocessors.append_eos,
+                functools.partial(lengths.cut_to_lengths, task=self.name, needs_inputs=self.has_inputs),
+            ],
             output_features={
                 "inputs": seqio.Feature(model, add_eos=False, required=False),
                 "targets": seqio.Feature(model, add_eos=True),
             },
-            metric_fns=[],
+            metric_fns=self.metrics,
         )
-        _registered[self.name] = task
-        return task
 
 
 @dataclass(frozen=True)
 class Corpus(_Task):
     """Text to learn as it is: the loss is on every token and on the eos at the end of a document."""
+
+    has_inputs = False
+    metrics = ()
 
     def inputs(self, document: dict[str, str]) -> str:
         """Empty."""
@@ -133,6 +129,8 @@ class Instructions(_Task):
     """
 
     template: str = "{inputs}\n"
+    has_inputs = True
+    metrics = (exact_match, log_likelihood)
 
     def __post_init__(self) -> None:
         super().__post_init__()

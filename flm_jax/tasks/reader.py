@@ -67,6 +67,7 @@ class Reader:
         shares: task name -> its share of the tokens, summing to 1.
         length: tokens per sequence.
         vocabulary: the tokenizer, the same for all tasks.
+        sequences: the global stream by index, each a record (`records.py`).
 
     Args:
         prepared_dir: the folder that `prepare` wrote (`PREPARED_DIR`).
@@ -108,7 +109,7 @@ class Reader:
             grain.MapDataset.source(task.source(split)).shuffle(seed=_task_seed(seed, name)).repeat()
             for name, task in self.tasks.items()
         ]
-        self._sequences = grain.MapDataset.select_from_datasets(datasets, Interleave(self._rates(split)))
+        self.sequences = grain.MapDataset.select_from_datasets(datasets, Interleave(self._rates(split)))
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -134,7 +135,7 @@ class Reader:
             seqio's decoder features (see `packing.features`), int32 [size / process_count, length].
         """
         rows = process_rows(size, process_index, process_count)
-        return decode_records([self._sequences[first + row] for row in rows], self.length)
+        return decode_records([self.sequences[first + row] for row in rows], self.length)
 
     def prefetch(
         self, first: int, size: int, process_index: int = 0, process_count: int = 1, ahead: int = 2

@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import functools
 import math
-import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -23,13 +22,13 @@ from flm_jax import partitioning
 from flm_jax.config import ModelConfig
 from flm_jax.grow import leaf
 from flm_jax.grow.errors import GrowthError
-from flm_jax.grow.lineage import Lineage
 from flm_jax.grow.planning import GrowthPlan, plan
 from flm_jax.grow.rule import Fill
 from flm_jax.grow.verification import Difference, verify
 from flm_jax.parameters import LAYERS, Parameter
 from flm_jax.training.boundary import growth_key
 from flm_jax.training.checkpoints import Checkpoints, Metadata, from_tree, key_path, load_params, to_tree
+from flm_jax.training.continuation import find
 from flm_jax.training.state import TrainState, abstract_state
 from flm_jax.training.step import skipping_non_finite
 from flm_jax.training.streaming import KeyPath, LazyArray, StoredState
@@ -197,22 +196,28 @@ class CheckpointGrowth:
         step: Of the checkpoint, and of the grown one.
 
     Raises:
-        GrowthError: the growth cannot be planned, or a mask of the last one still opens.
+        GrowthError: the growth cannot be planned, a mask of the last one still opens, or this one needs a mask and t5x
+            trained the checkpoint.
         FileNotFoundError: there is no such checkpoint.
     """
 
     def __init__(self, checkpoint: Path, target: ModelConfig, settings: Settings = Settings()) -> None:
         self._settings = settings
-        self._model_dir, self.step = locate(checkpoint)
-        with contextlib.closing(Checkpoints(self._model_dir, clean_up=False)) as checkpoints:
-            self._metadata = checkpoints.metadata(self.step)
-        self._lineage = Lineage.from_json(self._metadata.growth_record)
+        found = find(checkpoint)
+        self._model_dir, self.step, self._metadata = found.model_dir, found.step, found.metadata
+        self._lineage = found.lineage
         if self.step < self._lineage.ramp_end:
             raise GrowthError(
                 f"{checkpoint} is in mid-ramp: its mask opens until step {self._lineage.ramp_end}, it is of step "
                 f"{self.step}; train it beyond the ramp first"
             )
         self.plan = plan(self._metadata.config, target, settings.method)
+        if self.plan.masked and found.of_t5x:
+            raise GrowthError(
+                f"{found.directory} was trained under t5x, whose loss does not know the step, so no mask can open "
+                f"there: expected a method without one, such as lemon, found {settings.method!r} (--method, "
+                "Stage.method). For a masked growth, go on with `flm train` in its MODEL_DIR first"
+            )
         if self.plan.masked and settings.ramp_steps < 1:
             raise GrowthError(
                 f"the mask needs a ramp: expected ramp_steps of at least 1, found {settings.ramp_steps}"
@@ -332,19 +337,3 @@ class CheckpointGrowth:
             growth_record=lineage.to_json(),
             loss_window=(),
         )
-
-
-def locate(checkpoint: Path) -> tuple[Path, int]:
-    """The run's directory and the step of `MODEL_DIR` or `MODEL_DIR/checkpoint_<step>`."""
-    checkpoint = Path(checkpoint).expanduser()
-    named = re.fullmatch(r"checkpoint_(\d+)", checkpoint.name)
-    model_dir = checkpoint.parent if named else checkpoint
-    steps = [int(path.name.removeprefix("checkpoint_")) for path in model_dir.glob("checkpoint_*")
-             if re.fullmatch(r"checkpoint_\d+", path.name)]  # fmt: skip
-    step = int(named.group(1)) if named else max(steps, default=None)
-    if step is None or step not in steps:
-        raise FileNotFoundError(
-            f"expected a checkpoint, MODEL_DIR/checkpoint_<step>, or a MODEL_DIR that holds one; found none at "
-            f"{checkpoint}"
-        )
-    return model_dir, step

@@ -3,10 +3,14 @@
 `state/` holds `{target: parameters, state: {step, param_states}}`; `metadata/` is JSON: the model's config,
 the growth record, and what the data was. Orbax writes asynchronously to a temporary name and renames at the
 end, so a directory with the final name is whole.
+
+A run under t5x writes the same `state/`, beside `dataset/`, and has no place for metadata in its checkpoints. It lies
+once in its `MODEL_DIR`, as `flm_metadata.json` (`flm_jax.t5x.run_record`).
 """
 
 import contextlib
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +26,7 @@ from flm_jax.training.state import TrainState
 
 FORMAT = 2
 _ITEMS = ("state", "metadata")
+RUN_METADATA = "flm_metadata.json"
 # What may change between a checkpoint and the run that continues it: neither shapes nor the function.
 _FREE_FIELDS = ("dtype", "remat", "max_length")
 
@@ -149,15 +154,24 @@ class Checkpoints:
             CheckpointMismatchError: the directory is not whole, or of another format.
         """
         directory = self._model_dir / f"checkpoint_{step}"
+        if self.is_of_t5x(step):
+            return Metadata.from_json(json.loads((self._model_dir / RUN_METADATA).read_text("utf-8")))
         missing = [item for item in _ITEMS if not (directory / item).is_dir()]
         if missing:
             raise CheckpointMismatchError(
                 f"expected {directory} to hold {' and '.join(_ITEMS)}, found no {' and no '.join(missing)}: "
                 "flm_jax never leaves it so, but an interrupted copy does. Copy it again, or remove it to go on "
-                "from the checkpoint before it."
+                f"from the checkpoint before it. (A run under t5x has no metadata here but {RUN_METADATA} in its "
+                "MODEL_DIR, if gin_configs/t5x/pretrain.gin binds train_script.train.summarize_config_fn.)"
             )
         restored = self._manager.restore(step, args=ocp.args.Composite(metadata=ocp.args.JsonRestore()))
         return Metadata.from_json(restored["metadata"])
+
+    def is_of_t5x(self, step: int) -> bool:
+        """Whether t5x wrote the checkpoint of `step`, in a run that our gin files describe."""
+        directory = self._model_dir / f"checkpoint_{step}"
+        ours = (directory / "metadata").is_dir() or not (directory / "state").is_dir()
+        return not ours and (self._model_dir / RUN_METADATA).is_file()
 
     def restore(self, step: int, like: TrainState, metadata: Metadata) -> TrainState:
         """The state of `step`, onto the shardings of the abstract state `like`.
@@ -206,35 +220,43 @@ class Checkpoints:
         self._manager.close()
 
     def _check(self, step: int, wanted: Metadata) -> None:
-        found = self.metadata(step)
-        differences = [
-            f"{name} (expected {ours!r} from gin ModelConfig.{name}, found {theirs!r})"
-            for name, ours in wanted.config.to_json().items()
-            if name not in _FREE_FIELDS and (theirs := getattr(found.config, name)) != ours
-        ]
-        differences += [
-            f"{name} (expected {getattr(wanted, name)!r} from {macro}, found {getattr(found, name)!r})"
-            for name, macro in (
-                ("seed", "RANDOM_SEED"),
-                ("batch_size", "BATCH_SIZE"),
-                ("mixture", "MIXTURE_OR_TASK_NAME"),
-            )
-            if getattr(wanted, name) != getattr(found, name)
-        ]
-        differences += [
-            f"{name} of the prepared data (expected {wanted.data[name]!r} from {macro}, found {found.data[name]!r})"
-            for name, macro in (
-                ("length", "TASK_FEATURE_LENGTHS"),
-                ("tokenizer", "PREPARED_DIR"),
-                ("tasks", "PREPARED_DIR"),
-            )
-            if wanted.data[name] != found.data[name]
-        ]
-        if differences:
+        if differences := mismatches(self.metadata(step), wanted):
             raise CheckpointMismatchError(
                 f"{self._model_dir}/checkpoint_{step} is of another run: {'; '.join(differences)}. Restore these "
                 "settings to go on with it, or bind MODEL_DIR to a new directory to begin anew."
             )
+
+
+def mismatches(found: Metadata, wanted: Metadata) -> list[str]:
+    """What of `wanted` cannot go on from `found`, each in words; nothing for a run that goes on."""
+    differences = config_mismatches(found.config, wanted.config)
+    differences += [
+        f"{name} (expected {getattr(wanted, name)!r} from {macro}, found {getattr(found, name)!r})"
+        for name, macro in (
+            ("seed", "RANDOM_SEED"),
+            ("batch_size", "BATCH_SIZE"),
+            ("mixture", "MIXTURE_OR_TASK_NAME"),
+        )
+        if getattr(wanted, name) != getattr(found, name)
+    ]
+    # A run under t5x that streams its text has read no prepared data.
+    names = {"length": "TASK_FEATURE_LENGTHS", "tokenizer": "PREPARED_DIR", "tasks": "PREPARED_DIR"}
+    differences += [
+        f"{name} of the prepared data (expected {wanted.data.get(name)!r} from {macro}, found "
+        f"{found.data.get(name)!r})"
+        for name, macro in names.items()
+        if wanted.data.get(name) != found.data.get(name)
+    ]
+    return differences
+
+
+def config_mismatches(found: ModelConfig, wanted: ModelConfig) -> list[str]:
+    """The sizes and constants of `wanted` that are not those of `found`, but for what may change in mid-run."""
+    return [
+        f"{name} (expected {ours!r} from gin ModelConfig.{name}, found {theirs!r})"
+        for name, ours in wanted.to_json().items()
+        if name not in _FREE_FIELDS and (theirs := getattr(found, name)) != ours
+    ]
 
 
 class _NewestAndPinned(LatestN):

@@ -1,7 +1,6 @@
 """What `flm grow` is asked for, from its flags and gin files."""
 
 import argparse
-import contextlib
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,9 @@ from tqdm import tqdm
 from flm_jax import gin_setup
 from flm_jax.config import ModelConfig
 from flm_jax.grow.errors import GrowthError
-from flm_jax.training.checkpoint_growth import CheckpointGrowth, Settings, locate
-from flm_jax.training.checkpoints import Checkpoints, Metadata
+from flm_jax.training import continuation
+from flm_jax.training.checkpoint_growth import CheckpointGrowth, Settings
+from flm_jax.training.checkpoints import Metadata
 from flm_jax.training.trainer import Trainer
 
 # The flags that are settings too.
@@ -31,15 +31,14 @@ def from_options(options: argparse.Namespace) -> tuple[CheckpointGrowth, Path]:
         GrowthError: the growth cannot be planned, or the run has no further stage.
         FileNotFoundError: there is no such checkpoint.
     """
-    model_dir, step = locate(Path(options.checkpoint))
-    with contextlib.closing(Checkpoints(model_dir, clean_up=False)) as checkpoints:
-        metadata = checkpoints.metadata(step)
+    found = continuation.find(options.checkpoint)
+    metadata = found.metadata
     _parse(metadata.config, options)
     given = {name: value for name in _FLAGS if (value := getattr(options, name)) is not None}
     if "method" in given:
         given["method"] = _method(given["method"])
     target, said = _wanted(metadata)
-    growth = CheckpointGrowth(model_dir / f"checkpoint_{step}", target, Settings(**{**said, **given}))
+    growth = CheckpointGrowth(found.directory, target, Settings(**{**said, **given}))
     return growth, Path(options.out)
 
 

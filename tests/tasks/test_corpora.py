@@ -62,7 +62,7 @@ def test_registering_again(tmp_path: Path, vocabulary: Vocabulary) -> None:
     assert task.seqio_task(vocabulary) is seqio.TaskRegistry.get("again")
     foreign = seqio.TaskRegistry.get("again").replace(name="foreign")
     seqio.TaskRegistry.add_provider("foreign", foreign)
-    with pytest.raises(ValueError, match="already has a task 'foreign'"):
+    with pytest.raises(ValueError, match="already has 'foreign'"):
         Corpus("foreign", JsonLines(str(path))).seqio_task(vocabulary)
 
 

@@ -16,8 +16,9 @@ import pytest
 from flm_jax import cli, parameters
 from flm_jax.grow.errors import GrowthError
 from flm_jax.grow.lineage import Lineage
-from flm_jax.training.checkpoint_growth import CheckpointGrowth, Settings, locate
+from flm_jax.training.checkpoint_growth import CheckpointGrowth, Settings
 from flm_jax.training.checkpoints import Checkpoints, load_params, to_tree
+from flm_jax.training.continuation import locate
 from flm_jax.training.state import TrainState
 from flm_jax.training.step import skipping_non_finite
 from flm_jax.training.trainer import Outcome

@@ -1,0 +1,189 @@
+"""Sources of seqio tasks whose place in the stream can be saved: prepared sequences, and texts in their files.
+
+tf.data saves the place of a pipeline that begins with a range of numbers, and not that of a Python generator. So both
+begin with a range, and Python looks up what belongs to each number. Importing this imports TensorFlow.
+"""
+
+import itertools
+import random
+import sys
+import threading
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import seqio
+import tensorflow as tf
+
+from flm_jax.tasks.prepared import PreparedTask
+from flm_jax.tasks.reader import Reader
+from flm_jax.tasks.records import decode_records
+from flm_jax.tasks.sources import TRAIN
+
+# Seqio's names of what a packed batch holds; ours are the same.
+PACKED_FEATURES = seqio.PrePackedLMFeatureConverter.BATCH_FEATURES
+
+# What Python looks up follows from the number alone, so there is nothing besides the number to be saved.
+_OPTIONS = tf.data.Options()
+_OPTIONS.experimental_external_state_policy = tf.data.experimental.ExternalStatePolicy.IGNORE
+
+
+class PreparedSource(seqio.DataSource):
+    """What `flm data prepare` wrote, as packed features (`PACKED_FEATURES`, int32 `[length]`).
+
+    Shuffled, it is the global stream of `Reader`, without end: example i is row i of what `flm train` reads with the
+    same seed. Not shuffled, it is every sequence once, task by task in the order of the files.
+
+    Args:
+        prepared_dir: The folder that `prepare` wrote.
+        mixture: A task's name, or task to relative share of tokens.
+        length: Tokens per sequence, or t5x's `TASK_FEATURE_LENGTHS`.
+        first: Sequences of the shuffled stream that are left out, because a run has read them before.
+
+    Raises:
+        FileNotFoundError: nothing is prepared there, or a prepared file is missing.
+        ValueError: as `Reader`.
+    """
+
+    def __init__(
+        self,
+        prepared_dir: str | Path,
+        mixture: str | Mapping[str, float],
+        length: int | Mapping[str, int],
+        first: int = 0,
+    ) -> None:
+        if first < 0:
+            raise ValueError(f"expected FIRST_SEQUENCE of at least 0, found {first}: change that gin binding")
+        self._arguments = (prepared_dir, mixture, length)
+        self._first = first
+        reader = Reader(*self._arguments, seed=0)
+        self.tasks: list[PreparedTask] = list(reader.tasks.values())
+        self.length = reader.length
+        self.vocabulary = reader.vocabulary
+        splits = [split for split in self.tasks[0].splits if all(split in task.splits for task in self.tasks)]
+        super().__init__(splits=splits, caching_permitted=False, performs_internal_shuffling=True)
+
+    @property
+    def supports_arbitrary_sharding(self) -> bool:
+        """Yes: of n shards, shard i has the examples i, i + n, i + 2n, ..., and reads no others."""
+        return True
+
+    def list_shards(self, split: str) -> Sequence[str]:
+        """The record files of a split."""
+        return [str(task.directory / file.name) for task in self.tasks for file in task.counts(split).files]
+
+    def get_dataset(
+        self,
+        split: str = TRAIN,
+        shuffle: bool = True,
+        seed: int | None = None,
+        shard_info: seqio.ShardInfo | None = None,
+        **unused: Any,
+    ) -> tf.data.Dataset:
+        """The packed features of a split; without a seed the order is another every time."""
+        sequences: Sequence[Any]
+        if shuffle:
+            seed = random.SystemRandom().randrange(2**31) if seed is None else int(seed)
+            sequences = Reader(*self._arguments, seed=seed, split=split).sequences
+            numbers = tf.data.Dataset.range(self._first, sys.maxsize)
+        else:
+            sequences = _OneAfterTheOther([task.source(split) for task in self.tasks])
+            numbers = tf.data.Dataset.range(len(sequences))
+        if shard_info is not None:
+            numbers = numbers.shard(shard_info.num_shards, shard_info.index)
+
+        def look_up(number: np.int64) -> list[np.ndarray]:
+            features = decode_records([sequences[int(number)]], self.length)
+            return [features[name][0] for name in PACKED_FEATURES]
+
+        def example(number: tf.Tensor) -> dict[str, tf.Tensor]:
+            found = tf.numpy_function(look_up, [number], [tf.int32] * len(PACKED_FEATURES))
+            return {
+                name: tf.ensure_shape(row, [self.length])
+                for name, row in zip(PACKED_FEATURES, found, strict=True)
+            }
+
+        return numbers.map(example).with_options(_OPTIONS)
+
+
+class _OneAfterTheOther(Sequence):
+    """Sequences, joined without copying them."""
+
+    def __init__(self, parts: Sequence[Any]) -> None:
+        self._parts = parts
+        self._ends = list(itertools.accumulate(len(part) for part in parts))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, index: Any) -> Any:
+        part = int(np.searchsorted(self._ends, index, side="right"))
+        return self._parts[part][index - (self._ends[part] - len(self._parts[part]))]
+
+
+class TextSource(seqio.DataSource):
+    """Documents as `{"inputs": text, "targets": text}`, in their order; a saved place is found by reading up to it.
+
+    Args:
+        read: `read(split)` gives the documents of a split, always the same in the same order.
+        splits: That there are.
+    """
+
+    def __init__(self, read: Callable[[str], Iterator[Mapping[str, str]]], splits: Collection[str]) -> None:
+        self._read = read
+        super().__init__(splits=splits, caching_permitted=True)
+
+    @property
+    def supports_arbitrary_sharding(self) -> bool:
+        """No: every host reads everything and keeps its share."""
+        return False
+
+    def list_shards(self, split: str) -> Sequence[str]:
+        """One, whatever the files."""
+        return [split]
+
+    def get_dataset(
+        self,
+        split: str = TRAIN,
+        shuffle: bool = True,
+        seed: int | None = None,
+        shard_info: seqio.ShardInfo | None = None,
+        **unused: Any,
+    ) -> tf.data.Dataset:
+        """The documents in their order, which seqio shuffles in a buffer behind this."""
+        cursor = _Cursor(lambda: self._read(split))
+
+        def document(number: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+            there, inputs, targets = tf.numpy_function(cursor, [number], [tf.bool, tf.string, tf.string])
+            texts = {"inputs": inputs, "targets": targets}
+            return tf.ensure_shape(there, []), {
+                name: tf.ensure_shape(text, []) for name, text in texts.items()
+            }
+
+        numbered = tf.data.Dataset.range(sys.maxsize).map(document)
+        texts = numbered.take_while(lambda there, texts: there).map(lambda there, texts: texts)
+        return texts.with_options(_OPTIONS)
+
+
+class _Cursor:
+    """A document by its number: the next one is at hand, for another the reading begins anew."""
+
+    def __init__(self, read: Callable[[], Iterator[Mapping[str, str]]]) -> None:
+        self._read = read
+        self._next = -1
+        self._documents: Iterator[Mapping[str, str]] = iter(())
+        self._lock = threading.Lock()
+
+    def __call__(self, number: np.int64) -> tuple[np.bool_, np.ndarray, np.ndarray]:
+        """Whether there is a document of this number, its inputs and its targets."""
+        with self._lock:
+            if number != self._next:
+                self._documents = itertools.islice(self._read(), int(number), None)
+            self._next = int(number) + 1
+            document = next(self._documents, None)
+        # As objects: numpy's own strings would lose the zero bytes at the end of a text.
+        texts = [
+            np.array("" if document is None else document[name], object) for name in ("inputs", "targets")
+        ]
+        return np.bool_(document is not None), texts[0], texts[1]

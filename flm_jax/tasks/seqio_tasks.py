@@ -1,0 +1,147 @@
+"""What gin names under t5x: registers tasks with seqio and returns the name that t5x looks them up by.
+
+    train/utils.DatasetConfig.mixture_or_task_name = @seqio_tasks.prepared()
+
+Importing this imports TensorFlow.
+"""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import seqio
+
+from flm_jax.tasks.corpora import Corpus, Instructions
+from flm_jax.tasks.lengths import check_lengths, num_pieces
+from flm_jax.tasks.registration import add_mixture, add_task
+from flm_jax.tasks.seqio_sources import PACKED_FEATURES, PreparedSource
+from flm_jax.tasks.sources import TRAIN, Problems
+from flm_jax.tasks.vocabulary import Vocabulary
+
+PREPARED, HELD_OUT, STREAMED = "prepared", "held_out", "streamed"
+# A task's mean length is measured on its first documents.
+_MEASURED_DOCUMENTS = 1_000
+
+
+def vocabulary(path: str | Path) -> seqio.Vocabulary:
+    """The tokenizer as seqio's, which t5x compares with that of the task."""
+    return Vocabulary(path).as_seqio()
+
+
+def prepared(
+    prepared_dir: str | Path,
+    mixture: str | Mapping[str, float],
+    task_feature_lengths: int | Mapping[str, int],
+    first_sequence: int = 0,
+) -> str:
+    """Registers the prepared files as the one task `prepared`, whose features are packed.
+
+    Read shuffled with seed s, it is what `flm train` reads with `RANDOM_SEED` s: the mixture, by exact shares of
+    tokens, is inside of it.
+
+    Args:
+        prepared_dir: What `flm data prepare` wrote.
+        mixture: A task's name, or task to relative share of tokens.
+        task_feature_lengths: That the files were prepared with.
+        first_sequence: Sequences that a run has read before.
+
+    Raises:
+        FileNotFoundError: nothing is prepared there, or a prepared file is missing.
+        ValueError: as `Reader`.
+    """
+    source = PreparedSource(prepared_dir, mixture, task_feature_lengths, first_sequence)
+    _add_packed({PREPARED: source})
+    return PREPARED
+
+
+def held_out(
+    prepared_dir: str | Path,
+    mixture: str | Mapping[str, float],
+    task_feature_lengths: int | Mapping[str, int],
+) -> str:
+    """Registers each prepared task as `<task>_prepared`, and their mixture `held_out`: to evaluate one by one.
+
+    Args, Raises: as `prepared`.
+    """
+    shares = {mixture: 1.0} if isinstance(mixture, str) else mixture
+    sources = {
+        f"{name}_prepared": PreparedSource(prepared_dir, name, task_feature_lengths) for name in shares
+    }
+    _add_packed(sources)
+    add_mixture(HELD_OUT, "held_out", dict.fromkeys(sources, 1.0))
+    return HELD_OUT
+
+
+def streamed(
+    tasks: Sequence[Corpus | Instructions],
+    vocabulary: Vocabulary,
+    mixture: str | Mapping[str, float],
+    task_feature_lengths: Mapping[str, int],
+) -> str:
+    """Registers tasks as they are defined, tokenized while training, and their mixture `streamed`.
+
+    Seqio mixes by examples. A task's rate is its share of tokens over the mean length of its examples, which is
+    measured on its first 1,000 documents: shares come out about as asked for, where `prepared` has them exactly.
+
+    Args:
+        tasks: Defined in gin; those that the mixture names are registered, under their own names.
+        vocabulary: Tokenizer of them all.
+        mixture: A task's name, or task to relative share of tokens.
+        task_feature_lengths: Tokens for `inputs` and `targets` of an example; a packed sequence has both together.
+
+    Raises:
+        ValueError: the mixture names a task that is not there, or one with inputs for which there is no length.
+    """
+    shares = {mixture: 1.0} if isinstance(mixture, str) else mixture
+    known = {task.name: task for task in tasks}
+    if not shares or (unknown := sorted(set(shares) - set(known))):
+        raise ValueError(
+            f"expected a mixture of {sorted(known)}, found {unknown if shares else shares}: change the gin binding "
+            "`MIXTURE_OR_TASK_NAME` or `TASKS`"
+        )
+    for name in shares:
+        check_lengths(task_feature_lengths, name, known[name].has_inputs)
+        known[name].seqio_task(vocabulary)
+    rates = {
+        name: share / mean_length(known[name], vocabulary, task_feature_lengths)
+        for name, share in shares.items()
+    }
+    add_mixture(STREAMED, "streamed", rates)
+    return STREAMED
+
+
+def mean_length(task: Corpus | Instructions, vocabulary: Vocabulary, lengths: Mapping[str, int]) -> float:
+    """Tokens per example, eos included, over the first documents of a task.
+
+    Raises:
+        ValueError: it has no documents.
+    """
+    tokens = examples = 0
+    for text in itertools.islice(task.texts(TRAIN, Problems()), _MEASURED_DOCUMENTS):
+        inputs, targets = (len(vocabulary.encode(text[name])) for name in ("inputs", "targets"))
+        tokens += inputs + targets + 1
+        examples += num_pieces(inputs, targets + 1, lengths)
+    if not examples:
+        raise ValueError(
+            f"expected documents in the split {TRAIN!r} of task {task.name!r}, found none: change the gin binding "
+            f"`{type(task.source).__name__}.files`"
+        )
+    return tokens / examples
+
+
+def _add_packed(sources: Mapping[str, PreparedSource]) -> None:
+    # One for all: seqio takes two tokenizers for different if their files lie in different places.
+    model = next(iter(sources.values())).vocabulary
+    tokens = seqio.Feature(model.as_seqio(), add_eos=False)
+    numbers = seqio.Feature(seqio.PassThroughVocabulary(model.size), add_eos=False)
+    features = {name: tokens if name.endswith("_tokens") else numbers for name in PACKED_FEATURES}
+    for name, source in sources.items():
+        add_task(
+            name,
+            "MIXTURE_OR_TASK_NAME",
+            source=source,
+            output_features=features,
+            preprocessors=[],
+            shuffle_buffer_size=None,  # the source shuffles
+            metric_fns=[],
+        )
