@@ -82,6 +82,14 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--top_p", type=float, default=0.95)
     generate.add_argument("--seed", type=int, default=0)
 
+    evaluate = _verb(verbs, "eval", _eval, "a checkpoint's loss on the held-out text of prepared tasks")
+    evaluate.add_argument("--model_dir", required=True, help="a run's directory, of `flm train` or of t5x")
+    evaluate.add_argument("--prepared_dir", required=True, help="what `flm data prepare` wrote")
+    evaluate.add_argument("--step", type=int, help="which checkpoint; the newest unless given")
+    evaluate.add_argument("--batch_size", type=_positive, default=8, help="sequences at a time")
+    evaluate.add_argument("--num_sequences", type=_positive, help="of each task; all unless given")
+    evaluate.add_argument("--json", help="write the table's numbers to this file")
+
     demo = _verb(
         verbs, "demo", _demo, "train and grow a small English-Chinese model on text found on this machine"
     )
@@ -245,12 +253,7 @@ def _generate(options: argparse.Namespace) -> int:
 
     vocabulary = Vocabulary(options.tokenizer)
     metadata, params, step = load_params(options.model_dir, options.step)
-    if metadata.data["tokenizer"] != vocabulary.sha256:
-        raise ValueError(
-            f"expected the tokenizer with SHA-256 {metadata.data['tokenizer']}, which {options.model_dir} was trained "
-            f"with, found {vocabulary.sha256} in {options.tokenizer}; prepared data holds a copy of the right one "
-            "(PREPARED_DIR/TASK/tokenizer.model)"
-        )
+    metadata.check_tokenizer(vocabulary.sha256, options.tokenizer)
     sampling = generation.Sampling(options.temperature, options.top_k, options.top_p)
     texts = generation.continue_texts(
         metadata.config,
@@ -264,6 +267,18 @@ def _generate(options: argparse.Namespace) -> int:
     )
     for prompt, text in zip(options.prompt, texts, strict=True):
         print(f"{prompt}|{text}")
+    return 0
+
+
+def _eval(options: argparse.Namespace) -> int:
+    from flm_jax.training import evaluation
+
+    found = evaluation.evaluate(
+        options.model_dir, options.prepared_dir, options.step, options.batch_size, options.num_sequences
+    )
+    print(found.table())
+    if options.json:
+        found.write_json(options.json)
     return 0
 
 

@@ -4,13 +4,13 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-import gin
 import jax
 from etils import epath
 from t5x import gin_utils
 
 from flm_jax.config import ModelConfig
 from flm_jax.tasks.reader import Reader
+from flm_jax.tasks.vocabulary import Vocabulary
 from flm_jax.training.checkpoints import RUN_METADATA, CheckpointMismatchError, Metadata, mismatches
 from flm_jax.training.continuation import find
 
@@ -20,22 +20,26 @@ def metadata(
     seed: int,
     batch_size: int,
     mixture: str | Mapping[str, float],
+    vocabulary: str,
     prepared_dir: str | None = None,
     task_feature_lengths: int | Mapping[str, int] = 0,
     initial_checkpoint: str | None = None,
 ) -> Metadata:
-    """What would stand beside each checkpoint of `flm train`.
+    """What would stand beside each checkpoint of `flm train`, but for the gin configuration: t5x writes that itself.
 
     Args:
         config: The model.
         seed: `RANDOM_SEED`.
         batch_size: `BATCH_SIZE`, sequences a step.
         mixture: `MIXTURE_OR_TASK_NAME` as our data's gin files have it.
+        vocabulary: The tokenizer's file.
         prepared_dir: What is read; None where text is streamed, after which `flm train` cannot go on with the data.
         task_feature_lengths: Of the prepared data.
         initial_checkpoint: That the run begins with, whose growths led to this model.
     """
-    data = {} if prepared_dir is None else Reader(prepared_dir, mixture, task_feature_lengths, seed).identity
+    data = {"tokenizer": Vocabulary(vocabulary).sha256}
+    if prepared_dir is not None:
+        data = Reader(prepared_dir, mixture, task_feature_lengths, seed).identity
     record = find(initial_checkpoint).metadata.growth_record if initial_checkpoint else ()
     return Metadata(
         config=config,
@@ -43,7 +47,6 @@ def metadata(
         batch_size=batch_size,
         mixture=mixture if isinstance(mixture, str) else dict(mixture),
         data=data,
-        gin_config=gin.config_str(max_line_length=10_000),
         growth_record=record,
     )
 

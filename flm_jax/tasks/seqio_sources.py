@@ -162,8 +162,16 @@ class TextSource(seqio.DataSource):
             }
 
         numbered = tf.data.Dataset.range(sys.maxsize).map(document)
-        texts = numbered.take_while(lambda there, texts: there).map(lambda there, texts: texts)
-        return texts.with_options(_OPTIONS)
+        return numbered.take_while(_is_there).map(_texts).with_options(_OPTIONS)
+
+
+# Functions, because AutoGraph cannot tell two lambdas of a line apart, and warns at every use.
+def _is_there(there: tf.Tensor, texts: dict[str, tf.Tensor]) -> tf.Tensor:
+    return there
+
+
+def _texts(there: tf.Tensor, texts: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    return texts
 
 
 class _Cursor:

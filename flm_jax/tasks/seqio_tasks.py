@@ -18,7 +18,7 @@ from flm_jax.tasks.seqio_sources import PACKED_FEATURES, PreparedSource
 from flm_jax.tasks.sources import TRAIN, Problems
 from flm_jax.tasks.vocabulary import Vocabulary
 
-PREPARED, HELD_OUT, STREAMED = "prepared", "held_out", "streamed"
+PREPARED, HELD_OUT, STREAMED, QUESTIONS = "prepared", "held_out", "streamed", "questions"
 # A task's mean length is measured on its first documents.
 _MEASURED_DOCUMENTS = 1_000
 
@@ -93,12 +93,7 @@ def streamed(
         ValueError: the mixture names a task that is not there, or one with inputs for which there is no length.
     """
     shares = {mixture: 1.0} if isinstance(mixture, str) else mixture
-    known = {task.name: task for task in tasks}
-    if not shares or (unknown := sorted(set(shares) - set(known))):
-        raise ValueError(
-            f"expected a mixture of {sorted(known)}, found {unknown if shares else shares}: change the gin binding "
-            "`MIXTURE_OR_TASK_NAME` or `TASKS`"
-        )
+    known = _named(tasks, shares)
     for name in shares:
         check_lengths(task_feature_lengths, name, known[name].has_inputs)
         known[name].seqio_task(vocabulary)
@@ -108,6 +103,33 @@ def streamed(
     }
     add_mixture(STREAMED, "streamed", rates)
     return STREAMED
+
+
+def questions(
+    tasks: Sequence[Corpus | Instructions],
+    vocabulary: Vocabulary,
+    mixture: str | Mapping[str, float],
+    task_feature_lengths: Mapping[str, int],
+) -> str:
+    """Registers those tasks of the mixture that have questions to be answered, as mixture `questions`.
+
+    Args: as `streamed`, `task_feature_lengths` for a question and its answer.
+
+    Raises:
+        ValueError: there are none, or the mixture names a task that is not there, or there is no length for them.
+    """
+    shares = {mixture: 1.0} if isinstance(mixture, str) else mixture
+    asked = [task for name, task in _named(tasks, shares).items() if name in shares and task.has_inputs]
+    if not asked:
+        raise ValueError(
+            f"expected instruction tasks in the mixture for inference, found {sorted(shares)}: change the gin binding "
+            "`MIXTURE_OR_TASK_NAME`"
+        )
+    for task in asked:
+        check_lengths(task_feature_lengths, task.name, needs_inputs=True)
+        task.seqio_task(vocabulary)
+    add_mixture(QUESTIONS, "questions", {task.name: 1.0 for task in asked})
+    return QUESTIONS
 
 
 def mean_length(task: Corpus | Instructions, vocabulary: Vocabulary, lengths: Mapping[str, int]) -> float:
@@ -127,6 +149,18 @@ def mean_length(task: Corpus | Instructions, vocabulary: Vocabulary, lengths: Ma
             f"`{type(task.source).__name__}.files`"
         )
     return tokens / examples
+
+
+def _named(
+    tasks: Sequence[Corpus | Instructions], shares: Mapping[str, float]
+) -> dict[str, Corpus | Instructions]:
+    known = {task.name: task for task in tasks}
+    if not shares or (unknown := sorted(set(shares) - set(known))):
+        raise ValueError(
+            f"expected a mixture of {sorted(known)}, found {unknown if shares else shares}: change the gin binding "
+            "`MIXTURE_OR_TASK_NAME` or `TASKS`"
+        )
+    return known
 
 
 def _add_packed(sources: Mapping[str, PreparedSource]) -> None:

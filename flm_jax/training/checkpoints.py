@@ -70,6 +70,19 @@ class Metadata:
             "loss_window": list(self.loss_window),
         }
 
+    def check_tokenizer(self, sha256: str, place: str) -> None:
+        """Refuses another tokenizer than the model was trained with.
+
+        Raises:
+            ValueError: naming both.
+        """
+        if self.data["tokenizer"] != sha256:
+            raise ValueError(
+                f"expected the tokenizer with SHA-256 {self.data['tokenizer']}, which the model was trained with, "
+                f"found {sha256} in {place}; prepared data holds a copy of the right one "
+                "(PREPARED_DIR/TASK/tokenizer.model)"
+            )
+
     @staticmethod
     def from_json(values: dict[str, Any]) -> "Metadata":
         """The inverse of `to_json`."""

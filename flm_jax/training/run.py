@@ -199,7 +199,8 @@ class Run:
             if found is None or latest is None:
                 return self.leg.create(self.trainer.seed)
             wanted = self._metadata()
-            self.changed = _changed_lines(found.gin_config, wanted.gin_config)
+            if found.gin_config:  # none is known of a run under t5x, or from Python
+                self.changed = _changed_lines(found.gin_config, wanted.gin_config)
             return self.checkpoints.restore(latest, self.leg.abstract_state, wanted)
 
     def _check_lineage(self, checkpoint: str) -> None:
