@@ -127,6 +127,8 @@ class Checkpoints:
             ),
             item_handlers={"state": streaming.handler(), "metadata": ocp.JsonCheckpointHandler()},
         )
+        # Another program's are not ours to delete.
+        self._policy.pinned.update(step for step in self._manager.all_steps() if self.is_of_t5x(step))
 
     def latest_step(self) -> int | None:
         """The newest whole checkpoint, None where there is none."""

@@ -1,0 +1,82 @@
+"""The gin files for t5x name what there is, with or without t5x; `test_runs.py` runs them."""
+
+import ast
+
+import pytest
+
+from flm_jax import presets
+from tests.t5x.gin_files import PRESETS, ROOT, T5X, T5X_REQUIRED, Contents, importable, parameters_of
+
+BILINGUAL = "gin_configs/data/bilingual.gin"
+# By t5x's own files, which are not read here.
+DEFINED_BY_T5X = {"RANDOM_SEED", "TRAIN_STEPS", "MODEL_DIR", "BATCH_SIZE", "CHECKPOINT_PATH"}
+
+
+@pytest.mark.parametrize("name", T5X)
+def test_everything_that_is_bound_is_there(name: str) -> None:
+    contents = Contents().read(f"gin_configs/t5x/{name}.gin")
+    for module, path, target in importable(contents.references):
+        assert callable(target), f"{module}.{path}"
+    for module, path, parameter in contents.bindings:
+        for *_, target in importable([(module, path)]):
+            assert parameter in parameters_of(target), f"{module}.{path} has no {parameter}"
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_pretrains(preset: str) -> None:
+    """In the order that the files ask for, nothing is left open but what the user has to say."""
+    assert callable(getattr(presets, preset))
+    contents = Contents().read("gin_configs/t5x/pretrain.gin")
+    assert contents.of_t5x == ["t5x/configs/runs/pretrain.gin"]
+    contents.read(f"gin_configs/models/{preset}.gin").read(BILINGUAL)
+    assert not contents.used - set(contents.defined) - DEFINED_BY_T5X
+    # t5x wants them, and our model and data say them.
+    left = T5X_REQUIRED["pretrain"] - set(contents.defined)
+    assert left == {"TRAIN_STEPS", "MODEL_DIR"}
+
+
+@pytest.mark.parametrize("run", ["eval", "infer"])
+def test_inference_takes_the_model_from_the_checkpoint(run: str) -> None:
+    contents = Contents().read(f"gin_configs/t5x/{run}.gin").read(BILINGUAL)
+    assert contents.of_t5x == [f"t5x/configs/runs/{run}.gin"]
+    assert contents.defined["MODEL_CONFIG"] == "@continuation.model_config"
+    left = T5X_REQUIRED[run] - set(contents.defined)
+    assert left == {"CHECKPOINT_PATH", f"{run.upper()}_OUTPUT_DIR"}
+    assert not contents.used - set(contents.defined) - DEFINED_BY_T5X
+
+
+def test_the_tiny_run_needs_a_directory_only() -> None:
+    contents = Contents().read("gin_configs/t5x/tiny_pretrain.gin")
+    assert T5X_REQUIRED["pretrain"] - set(contents.defined) == {"MODEL_DIR"}
+    assert contents.defined["TRAIN_STEPS"] == 20
+
+
+def test_what_makes_a_run_repeatable_is_on() -> None:
+    contents = Contents().read("gin_configs/t5x/pretrain.gin")
+    text = (ROOT / "gin_configs/t5x/pretrain.gin").read_text()
+    assert isinstance(contents.defined["RANDOM_SEED"], int)
+    assert contents.defined["USE_CACHED_TASKS"] is False
+    for line in (
+        "train/utils.DatasetConfig.seed = %RANDOM_SEED",
+        "utils.SaveCheckpointConfig.save_dataset = True",
+        "utils.SaveCheckpointConfig.dtype = None",
+    ):
+        assert line in text
+    # The schedule that acts is the one that is logged.
+    assert {
+        "optimizer.adamw.learning_rate = %SCHEDULE",
+        "trainer.Trainer.learning_rate_fn = %SCHEDULE",
+    } <= set(text.splitlines())
+
+
+def test_axis_names_without_a_rule_of_t5x_are_added() -> None:
+    """Every axis of a parameter or an activation is in t5x's standard rules or in ours."""
+    standard = {"batch", "vocab", "embed", "mlp", "heads", "kv", "joined_kv", "length", "layers", "stack"}
+    text = (ROOT / "gin_configs/t5x/pretrain.gin").read_text()
+    (line,) = [line for line in text.splitlines() if "additional_rules" in line]
+    added = {name for name, _ in ast.literal_eval(line.partition("=")[2].strip())}
+    from flm_jax.partitioning import LOGICAL_AXIS_RULES
+
+    assert {name for name, _ in LOGICAL_AXIS_RULES} == (standard & {n for n, _ in LOGICAL_AXIS_RULES}) | added
+    inference = (ROOT / "gin_configs/t5x/inference.gin").read_text()
+    assert line in inference.splitlines()
