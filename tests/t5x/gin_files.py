@@ -1,5 +1,6 @@
 """Gin files as text: what they import, bind, define and use, without importing t5x."""
 
+import ast
 import importlib
 import inspect
 from collections.abc import Iterator
@@ -32,6 +33,10 @@ class Contents:
 
     def read(self, path: str) -> "Contents":
         """Adds a file and what it includes of ours."""
+        return self.parse((ROOT / path).read_text("utf-8"), path)
+
+    def parse(self, text: str, path: str) -> "Contents":
+        """Adds what `text` says; `path` names it."""
         modules: dict[str, str] = {}
         found: list[str] = []
 
@@ -44,7 +49,7 @@ class Contents:
                 self.used.add(scoped_name)
                 return f"%{scoped_name}"
 
-        for statement in config_parser.ConfigParser((ROOT / path).read_text("utf-8"), Delegate()):
+        for statement in config_parser.ConfigParser(text, Delegate()):
             if isinstance(statement, config_parser.ImportStatement):
                 name = statement.alias or statement.module.rpartition(".")[2]
                 modules[name] = statement.module
@@ -67,6 +72,20 @@ def _resolved(selector: str, modules: dict[str, str], path: str) -> tuple[str, s
     alias, _, rest = selector.partition(".")
     assert alias in modules, f"{path} names {selector}, and imports no {alias}"
     return modules[alias], rest
+
+
+def functions_of(module: str) -> dict[str, set[str]]:
+    """Name to parameters of what a module of `flm_jax.t5x` defines, without importing it."""
+    tree = ast.parse((ROOT / f"{module.replace('.', '/')}.py").read_text("utf-8"))
+    found = {}
+    for node in tree.body:
+        function: ast.stmt | None = node
+        if isinstance(node, ast.ClassDef):
+            methods = [part for part in node.body if isinstance(part, ast.FunctionDef)]
+            function = next((part for part in methods if part.name == "__init__"), None)
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and isinstance(function, ast.FunctionDef):
+            found[node.name] = {arg.arg for arg in (*function.args.args, *function.args.kwonlyargs)}
+    return found
 
 
 def importable(found: list[tuple[str, str]]) -> Iterator[tuple[str, str, Any]]:

@@ -1,25 +1,99 @@
 """The gin files for t5x name what there is, with or without t5x; `test_runs.py` runs them."""
 
 import ast
+import re
+import shlex
 
 import pytest
 
 from flm_jax import presets
-from tests.t5x.gin_files import PRESETS, ROOT, T5X, T5X_REQUIRED, Contents, importable, parameters_of
+from tests.t5x.gin_files import (
+    PRESETS,
+    ROOT,
+    T5X,
+    T5X_REQUIRED,
+    Contents,
+    functions_of,
+    importable,
+    parameters_of,
+)
 
 BILINGUAL = "gin_configs/data/bilingual.gin"
 # By t5x's own files, which are not read here.
 DEFINED_BY_T5X = {"RANDOM_SEED", "TRAIN_STEPS", "MODEL_DIR", "BATCH_SIZE", "CHECKPOINT_PATH"}
 
 
-@pytest.mark.parametrize("name", T5X)
-def test_everything_that_is_bound_is_there(name: str) -> None:
-    contents = Contents().read(f"gin_configs/t5x/{name}.gin")
+def check_bindings(contents: Contents) -> None:
+    """What is named is there, with these parameters."""
+    for module, path in contents.references:
+        if module.startswith("flm_jax.t5x"):
+            assert path in functions_of(module), f"{module} has no {path}"
+    for module, path, parameter in contents.bindings:
+        if module.startswith("flm_jax.t5x"):
+            assert parameter in functions_of(module)[path], f"{module}.{path} has no {parameter}"
     for module, path, target in importable(contents.references):
         assert callable(target), f"{module}.{path}"
     for module, path, parameter in contents.bindings:
         for *_, target in importable([(module, path)]):
             assert parameter in parameters_of(target), f"{module}.{path} has no {parameter}"
+
+
+@pytest.mark.parametrize("name", T5X)
+def test_everything_that_is_bound_is_there(name: str) -> None:
+    contents = Contents().read(f"gin_configs/t5x/{name}.gin")
+    assert contents.bindings or contents.of_t5x
+    check_bindings(contents)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("from flm_jax import optimizer\noptimizer.adamw.b3 = 1", "has no b3"),
+        ("from flm_jax.t5x import run_record\nrun_record.metadata.sede = 1", "has no sede"),
+        ("from flm_jax.t5x import run_record\nX = @run_record.meta()", "has no meta"),
+        ("optimizer.adamw.b1 = 1", "imports no optimizer"),
+    ],
+)
+def test_what_is_not_there_is_found(text: str, expected: str) -> None:
+    with pytest.raises(AssertionError, match=expected):
+        check_bindings(Contents().parse(text, "text"))
+
+
+PAGE = (ROOT / "docs/t5x.md").read_text("utf-8")
+COMMANDS = [
+    shlex.split(line)
+    for block in re.findall(r"(?ms)^```sh\n(.*?)^```$", PAGE)
+    for line in block.replace("\\\n", " ").splitlines()
+    if line.startswith("python -m t5x.")
+]
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=[words[2] for words in COMMANDS])
+def test_the_commands_of_the_page(words: list[str]) -> None:
+    """Files that exist, macros that they know, strings in quotes, and nothing that is required left out."""
+    contents = Contents()
+    flags = [word.partition("=") for word in words[3:]]
+    for name, _, value in flags:
+        if name == "--gin_file":
+            contents.read(value)
+    given = {name.removeprefix("--gin."): value for name, _, value in flags if name.startswith("--gin.")}
+    required = T5X_REQUIRED["pretrain" if words[2] == "t5x.train" else words[2].removeprefix("t5x.")]
+    assert set(given) <= set(contents.defined) | contents.used | required
+    for name, value in given.items():
+        assert not isinstance(ast.literal_eval(value), type(None)), name
+    said = {name for name, value in contents.defined.items() if value != "%gin.REQUIRED"}
+    assert not required - said - set(given)
+
+
+def test_the_gin_of_the_page() -> None:
+    (block,) = re.findall(r"(?ms)^```gin t5x\n(.*?)^```$", PAGE)
+    contents = Contents().parse(block, "docs/t5x.md")
+    assert len(contents.bindings) > 5
+    check_bindings(contents)
+
+
+def test_the_page_names_every_gin_file() -> None:
+    assert {name for name in T5X if f"`{name}.gin`" in PAGE} == set(T5X)
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -1,0 +1,75 @@
+"""`flm eval`: the held-out loss of a checkpoint is what the run printed."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flm_jax import cli
+from flm_jax.training.evaluation import evaluate
+from flm_jax.training.run_log import read_metrics
+from tests.prepared_data import make_tokenizer, write_texts
+from tests.training import runs
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
+@pytest.fixture(scope="module")
+def model_dir(prepared_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("evaluated")
+    runs.trainer(directory, prepared_dir, train_steps=4, eval_period=4).run()
+    return directory
+
+
+def command(model_dir: Path, prepared_dir: Path, *flags: str) -> list[str]:
+    return ["eval", f"--model_dir={model_dir}", f"--prepared_dir={prepared_dir}", *flags]
+
+
+def test_it_is_what_the_run_said(
+    model_dir: Path, prepared_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert cli.main(command(model_dir, prepared_dir, f"--json={tmp_path / 'out/found.json'}")) == 0
+    found = json.loads((tmp_path / "out/found.json").read_text())
+    (logged,) = [
+        record for record in read_metrics(model_dir) if record["step"] == 4 and "eval/en/loss" in record
+    ]
+    assert found["step"] == 4 and found["num_params"] == runs.CONFIG.num_params
+    assert set(found["tasks"]) == set(runs.MIXTURE)
+    for task, values in found["tasks"].items():
+        for measure in ("loss", "bits_per_byte", "accuracy"):
+            assert values[measure] == pytest.approx(logged[f"eval/{task}/{measure}"], rel=1e-5)
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].endswith(f"checkpoint_4: {runs.CONFIG.num_params:,} parameters")
+    assert [line.split()[0] for line in printed[2:]] == sorted(runs.MIXTURE)
+    assert f"{found['tasks']['en']['loss']:.4f}" in printed[2]
+
+
+def test_a_part_of_it(model_dir: Path, prepared_dir: Path) -> None:
+    found = evaluate(str(model_dir), str(prepared_dir), step=4, batch_size=2, num_sequences=3)
+    assert all(0 < loss.tokens <= 3 * 64 for loss in found.tasks.values())
+
+
+def test_mistakes(model_dir: Path, prepared_dir: Path, tmp_path: Path, capsys: Any) -> None:
+    def failure(*arguments: Any) -> str:
+        assert cli.main(command(*arguments)) == cli.EXIT_USAGE
+        return capsys.readouterr().err
+
+    assert "expected prepared tasks, found none" in failure(model_dir, tmp_path)
+    assert "checkpoint_3, found none" in failure(model_dir, prepared_dir, "--step=3")
+    assert "no directory at" in failure(tmp_path / "none", prepared_dir)
+    other = tmp_path / "prepared"
+    shutil.copytree(prepared_dir, other)
+    tokenizer = make_tokenizer(tmp_path, write_texts(tmp_path / "texts", documents=200))
+    manifest = other / "en/manifest.json"
+    values = json.loads(manifest.read_text())
+    values["vocabulary"]["sha256"] = tokenizer.sha256
+    manifest.write_text(json.dumps(values))
+    assert "expected the tokenizer with SHA-256" in failure(model_dir, other)
+    for task in other.iterdir():
+        shutil.rmtree(task) if task.name != "zh" else None
+    values = json.loads((other / "zh/manifest.json").read_text())
+    del values["splits"]["validation"]
+    (other / "zh/manifest.json").write_text(json.dumps(values))
+    assert "expected a validation split" in failure(model_dir, other)
