@@ -1,0 +1,168 @@
+"""t5x's own parser reads the gin files of every preset, and builds what its `train` is called with."""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import gin
+import jax
+import numpy as np
+import pytest
+
+from flm_jax import grow, presets
+from flm_jax.grow.lineage import Lineage
+from flm_jax.training import continuation
+from flm_jax.training.checkpoints import RUN_METADATA, CheckpointMismatchError, Metadata
+from tests import prepared_data
+from tests.t5x.gin_files import PRESETS, ROOT
+
+Build = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def data(t5x: Any, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Bindings of texts, a tokenizer and prepared files in sequences of 64 tokens."""
+    directory = tmp_path_factory.mktemp("data")
+    prepared = prepared_data.make_prepared(directory)
+    files = {"EN_FILES": "en", "ZH_FILES": "zh", "INSTRUCT_FILES": "instruct"}
+    return [
+        *(f'{macro}="{directory / "texts" / name}.jsonl"' for macro, name in files.items()),
+        f'VOCABULARY="{directory / "tokenizer.model"}"',
+        f'PREPARED_DIR="{prepared}"',
+        'TASK_FEATURE_LENGTHS={"targets": 64}',
+        'INFER_EVAL_LENGTHS={"inputs": 32, "targets": 32}',
+        "TRAIN_STEPS=100",
+        "WARMUP_STEPS=10",
+    ]
+
+
+@pytest.fixture
+def build(t5x: Any, data: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Build]:
+    """`build(files, *bindings)` is what `python -m t5x.train` would call `train` with, references resolved."""
+    from t5x import gin_utils, train
+
+    # The gin files take it from the script that runs.
+    monkeypatch.setattr(sys.modules["__main__"], "train", train.train, raising=False)
+
+    def arguments(files: list[str], *bindings: str) -> dict[str, Any]:
+        gin.clear_config()
+        paths = [str(Path(t5x.__file__).parents[1]), str(ROOT)]
+        gin_utils.parse_gin_flags(
+            paths,
+            [f"gin_configs/{file}.gin" for file in files],
+            [*data, f'MODEL_DIR="{tmp_path}"', *bindings],
+        )
+        return gin.get_bindings(train.train)
+
+    yield arguments
+    gin.clear_config()
+
+
+def pretraining(preset: str) -> list[str]:
+    return ["t5x/pretrain", f"models/{preset}", "data/bilingual", "t5x/infer_eval"]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_pretraining(build: Build, preset: str) -> None:
+    from t5x import utils
+
+    found = build(pretraining(preset))
+    config = getattr(presets, preset)()
+    model = found["model"]
+    assert model.config == config
+    names = ["train_dataset_cfg", "train_eval_dataset_cfg", "infer_eval_dataset_cfg"]
+    assert [found[name].mixture_or_task_name for name in names] == ["prepared", "held_out", "questions"]
+    assert found["train_dataset_cfg"].seed == found["random_seed"] == 0
+    start = utils.TrainStateInitializer(
+        model.optimizer_def,
+        model.get_initial_variables,
+        {"decoder_input_tokens": (8, 64)},
+        found["partitioner"],
+    )
+    shapes = start.global_train_state_shape
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes.params)) == config.num_params
+    assert {"train_state_initializer_cls", "checkpoint_cfg"} & set(found) == {"checkpoint_cfg"}
+
+
+def test_streaming(build: Build) -> None:
+    lengths = {"inputs": 32, "targets": 32}
+    found = build([*pretraining("flm_tiny")[:3], "t5x/streaming"], f"TASK_FEATURE_LENGTHS={lengths}")
+    for name in ("train_dataset_cfg", "train_eval_dataset_cfg"):
+        assert found[name].mixture_or_task_name == "streamed"
+        assert found[name].task_feature_lengths == lengths
+
+
+@pytest.fixture
+def checkpoint(data: list[str], tmp_path: Path) -> Path:
+    """As t5x leaves one of `flm_tiny`, without arrays."""
+    directory = tmp_path / "source" / "checkpoint_30"
+    (directory / "state").mkdir(parents=True)
+    write(directory.parent, Metadata(presets.flm_tiny(), 0, 128, {}, {"tokenizer": ""}))
+    return directory
+
+
+def write(model_dir: Path, metadata: Metadata) -> None:
+    (model_dir / RUN_METADATA).write_text(json.dumps(metadata.to_json()))
+
+
+def initializer(found: dict[str, Any], rows: int = 128) -> Any:
+    """Made as `train` makes it."""
+    return found["train_state_initializer_cls"](
+        optimizer_def=found["model"].optimizer_def,
+        init_fn=found["model"].get_initial_variables,
+        input_shapes={"decoder_input_tokens": (rows, 64)},
+        input_types={"decoder_input_tokens": np.int32},
+        partitioner=found["partitioner"],
+    )
+
+
+def test_from_a_checkpoint(build: Build, checkpoint: Path) -> None:
+    """The model is the checkpoint's, whatever its file says; another one is refused, and another batch size."""
+    import seqio
+
+    files = [*pretraining("flm_101b"), "t5x/from_checkpoint"]
+    found = build(files, f'INITIAL_CHECKPOINT="{checkpoint}"')
+    assert found["model"].config == presets.flm_tiny()
+    assert seqio.TaskRegistry.get("prepared").source._first == 30 * 128
+    initializer(found)
+    with pytest.raises(CheckpointMismatchError, match=r"expected 64 from BATCH_SIZE, found 128"):
+        initializer(found, rows=64)
+    other = build(files, f'INITIAL_CHECKPOINT="{checkpoint}"', "MODEL_CONFIG=@config.ModelConfig()")
+    with pytest.raises(CheckpointMismatchError, match=r"d_model \(expected 10240 .* found 256\)"):
+        initializer(other)
+    with pytest.raises(FileNotFoundError, match="expected a checkpoint"):
+        build(files, 'INITIAL_CHECKPOINT="/nowhere"')
+
+
+def test_a_mask_that_opens_is_refused(build: Build, checkpoint: Path) -> None:
+
+    plan = grow.plan(presets.flm_tiny(), dataclasses.replace(presets.flm_tiny(), d_ff=2048), "msg")
+    lineage = Lineage().grown(plan, step=20, updates=20, batch_size=128, ramp_steps=11, multipliers="carry")
+    write(
+        checkpoint.parent,
+        Metadata(plan.target, 0, 128, {}, {"tokenizer": ""}, growth_record=lineage.to_json()),
+    )
+    found = build([*pretraining("flm_tiny"), "t5x/from_checkpoint"], f'INITIAL_CHECKPOINT="{checkpoint}"')
+    with pytest.raises(CheckpointMismatchError, match="a mask opens until step 31"):
+        initializer(found)
+    assert continuation.find(checkpoint).lineage.ramp_end == 31
+
+
+def test_the_record_of_a_run(build: Build, tmp_path: Path) -> None:
+    """Written once; a run with other settings in the same directory is refused."""
+    build(pretraining("flm_tiny"))["summarize_config_fn"](str(tmp_path), None, 0)
+    first = (tmp_path / RUN_METADATA).read_text()
+    metadata = Metadata.from_json(json.loads(first))
+    assert (
+        metadata.config == presets.flm_tiny() and metadata.batch_size == 128 and metadata.data["length"] == 64
+    )
+    build(pretraining("flm_tiny"), "LEARNING_RATE=1e-3")["summarize_config_fn"](str(tmp_path), None, 10)
+    assert (tmp_path / RUN_METADATA).read_text() == first
+    other = build(pretraining("flm_tiny"), "BATCH_SIZE=64")["summarize_config_fn"]
+    with pytest.raises(
+        CheckpointMismatchError, match=r"batch_size \(expected 64 from BATCH_SIZE, found 128\)"
+    ):
+        other(str(tmp_path), None, 10)
