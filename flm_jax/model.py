@@ -46,13 +46,16 @@ class LanguageModel:
 
     Args:
         config: The model's sizes.
-        vocabulary: Of the data, ours or seqio's; t5x compares it with the task's.
+        vocabulary: Of the data, seqio's; t5x compares it with the task's. Our trainer needs none.
         optimizer_def: Under t5x its `OptimizerDef`; our trainer takes the optimizer by itself.
         z_loss: Coefficient of the squared log normaliser (PaLM, section 5).
         loss_normalizing_factor: What the summed loss is divided by; None is the number of tokens with loss, of the
             whole batch under our trainer. t5x adds up the gradients of microbatches: there a factor is needed as
             soon as `num_microbatches` is not 1.
         sampling: How `predict_batch` draws.
+
+    Raises:
+        ValueError: the vocabulary has more pieces than the model has rows.
     """
 
     def __init__(
@@ -64,6 +67,12 @@ class LanguageModel:
         loss_normalizing_factor: float | None = None,
         sampling: Sampling = Sampling(),
     ) -> None:
+        pieces = getattr(vocabulary, "vocab_size", 0)  # seqio's name
+        if pieces > config.vocab_size:
+            raise ValueError(
+                f"ModelConfig.vocab_size = {config.vocab_size} has no rows for all {pieces} pieces of the tokenizer; "
+                f"bind ModelConfig.vocab_size to {pieces} or more, or LanguageModel.vocabulary to another"
+            )
         self.config = config
         self.module = Decoder(config)
         self.input_vocabulary = vocabulary

@@ -150,6 +150,14 @@ def test_the_module_takes_the_calls_of_t5xs_decoder_only_model() -> None:
     np.testing.assert_allclose(step[:, 0], training[:, 3], atol=1e-4)
 
 
+def test_a_vocabulary_without_rows_is_refused() -> None:
+    class Seqios:
+        vocab_size = CONFIG.vocab_size + 1
+
+    with pytest.raises(ValueError, match=rf"no rows for all {CONFIG.vocab_size + 1} pieces"):
+        LanguageModel(CONFIG, Seqios())
+
+
 @pytest.mark.slow
 def test_feature_converter_is_seqios() -> None:
     """Called as t5x calls it; in a process of its own, because it imports TensorFlow."""
