@@ -9,6 +9,8 @@ from flm_jax import Decoder
 from flm_jax.generation import Sampling, candidates, choose, empty_cache, generate
 from tests.models import LLAMA, random_params, random_tokens, small_config
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 CONFIG = small_config()
 DECODER = Decoder(CONFIG)
 

@@ -16,9 +16,15 @@ HEAVY = ("tensorflow", "seqio", "orbax", "matplotlib", "sentencepiece")
 
 
 def modules_after(code: str) -> set[str]:
-    """Top-level modules that a process has imported after `code`."""
+    """Top-level modules that a process has imported after `code`; one that trains does so on one device."""
     program = f"{code}\nimport sys; print('MODULES', *sorted(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=runs.environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     last = [line for line in done.stdout.splitlines() if line.startswith("MODULES")][-1]
     return {name.split(".")[0] for name in last.split()[1:]}

@@ -9,6 +9,8 @@ from flm_jax.layers.embedding import Embedding
 from tests import reference
 from tests.models import COVERING_BLOCKS, random_params, random_tokens, small_config
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 @pytest.mark.parametrize("block", COVERING_BLOCKS, ids=str)
 def test_float64_is_float64_throughout(block: dict) -> None:

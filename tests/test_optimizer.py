@@ -7,6 +7,8 @@ import pytest
 from flm_jax import optimizer, parameters
 from tests.models import random_params, small_config
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 def test_adamw_is_the_formula_with_its_multipliers() -> None:
     """Three updates against numpy, float64, the clipping in force."""

@@ -10,6 +10,8 @@ from flm_jax import Decoder, parameters
 from flm_jax.parameters import Role
 from tests.models import COVERING_BLOCKS, LLAMA, small_config
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 @pytest.mark.parametrize("block", COVERING_BLOCKS, ids=str)
 def test_the_table_has_the_shape_of_the_parameters(block: dict) -> None:

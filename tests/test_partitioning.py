@@ -10,6 +10,8 @@ from flm_jax import Decoder, parameters, partitioning
 from flm_jax.partitioning import MeshShape
 from tests.models import LLAMA, random_params, random_tokens, small_config
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 def test_mesh_shape_fills_in_the_rest() -> None:
     assert dict(MeshShape(-1, 2, 2).build().shape) == {"data": 2, "fsdp": 2, "tensor": 2}

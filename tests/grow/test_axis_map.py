@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 from flm_jax.grow import axis_map
 from flm_jax.grow.axis_map import AxisMap
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 MAKERS = {
     "append": axis_map.append,
     "spread": axis_map.spread,

@@ -9,6 +9,8 @@ from flm_jax.grow.axis_map import AxisMap, append, random, spread, stack
 from flm_jax.grow.kernel import grow_array
 from flm_jax.grow.rule import Fill, Rule
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 AXES = ("embed", "mlp")
 OLD = np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32)
 KEY = jax.random.key(0)

@@ -23,6 +23,9 @@ LARGE = ModelConfig(
 LARGER = dataclasses.replace(LARGE, d_model=384, num_heads=16, d_ff=2048, num_layers=6)
 SPLIT = MeshShape(1, 8, 1)
 
+# What is counted is settled before LLVM, which is all that compiles more quickly.
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 def compiled(target: ModelConfig) -> Any:
     plan = grow.plan(LARGE, target, "msg")

@@ -15,6 +15,8 @@ from flm_jax.parameters import Parameter
 from tests.grow.growths import over_rows, resized
 from tests.models import LLAMA, small_config
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 SOURCE = small_config(d_ff=2)
 GROUPED = small_config(**LLAMA)
 

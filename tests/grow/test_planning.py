@@ -14,6 +14,8 @@ from flm_jax.optimizer import width_multipliers
 from tests.grow.growths import grown_config, resized
 from tests.models import LLAMA, small_config
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 SOURCE = small_config()
 TARGET = grown_config(SOURCE)
 

@@ -11,6 +11,8 @@ from flm_jax.grow.lineage import Lineage
 from flm_jax.grow.schedule import Route, Stage
 from tests.models import small_config
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 SMALL = small_config()
 LARGE = dataclasses.replace(SMALL, d_model=32, num_layers=3)
 

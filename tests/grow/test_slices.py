@@ -24,6 +24,8 @@ from flm_jax.parameters import LAYERS, Parameter, is_parameter, table
 from tests.grow.growths import assert_equal, drawn_params, resized
 from tests.models import LLAMA, small_config
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 SIZES = {"vocab_size": 16, "d_model": 6, "d_ff": 5, "head_dim": 4}
 FLM = small_config(**SIZES, num_heads=2)
 GROUPED = small_config(**SIZES, num_heads=4, **LLAMA)

@@ -7,6 +7,8 @@ from flm_jax import Decoder, ModelConfig
 from flm_jax.layers.growth_mask import GrowthMask
 from tests.models import random_params, random_tokens, small_config
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 GROUPED = {"num_kv_heads": 2}  # of four heads of 8
 
 

@@ -8,6 +8,8 @@ from flm_jax.layers.norm import Norm
 from tests import reference
 from tests.models import small_config
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((2, 3, 24))
 WEIGHT = {"scale": RNG.standard_normal(24)}

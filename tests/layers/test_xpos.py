@@ -8,6 +8,8 @@ from flm_jax.layers.xpos import rotate, rotation
 from tests import reference
 from tests.models import small_config
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 def scores(q: np.ndarray, k: np.ndarray, positions: np.ndarray, **changes: object) -> np.ndarray:
     """`[L, L]` of one head's `[L, K]`, float64."""

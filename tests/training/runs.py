@@ -15,6 +15,7 @@ from flm_jax import LanguageModel, optimizer
 from flm_jax.grow.schedule import Stage
 from flm_jax.partitioning import MeshShape
 from flm_jax.training.trainer import Trainer
+from tests.conftest import FAST_TO_COMPILE
 from tests.models import small_config
 
 MIXTURE = {"en": 53.5, "zh": 46.5, "instruct": 5.0}
@@ -94,6 +95,8 @@ def environment() -> dict[str, str]:
         "PATH": "/usr/bin:/bin",
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": str(Path(__file__).parents[2]),
+        "XLA_FLAGS": " ".join(FAST_TO_COMPILE),
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         **{name: value for name, value in os.environ.items() if "COMPIL" in name},  # the session's cache
     }
 

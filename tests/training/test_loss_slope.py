@@ -5,6 +5,8 @@ import pytest
 
 from flm_jax.training.loss_slope import MIN_POINTS, LossSlope
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 def test_a_straight_line_over_log_tokens_has_its_slope() -> None:
     """The window is the last fifth of the tokens: it is full when it reaches back to where counting began."""

@@ -17,6 +17,8 @@ from flm_jax.training.state import abstract_state, create_state
 from flm_jax.training.step import gradients, skipping_non_finite, train_step
 from tests.models import random_batch, random_params, small_config
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 def losses_of(
     config: ModelConfig, mesh: MeshShape, num_devices: int, steps: int, batch_of: Callable = random_batch

@@ -26,6 +26,8 @@ from flm_jax.training.step import skipping_non_finite
 from flm_jax.training.trainer import Outcome, TrainingAbortedError
 from tests.training import runs
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 wider = dataclasses.replace(runs.CONFIG, d_model=40)
 few_rows = dataclasses.replace(runs.CONFIG, vocab_size=300)
 
