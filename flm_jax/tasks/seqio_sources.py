@@ -4,10 +4,12 @@ tf.data saves the place of a pipeline that begins with a range of numbers, and n
 begin with a range, and Python looks up what belongs to each number. Importing this imports TensorFlow.
 """
 
+import atexit
 import itertools
 import random
 import sys
 import threading
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,45 @@ PACKED_FEATURES = seqio.PrePackedLMFeatureConverter.BATCH_FEATURES
 # What Python looks up follows from the number alone, so there is nothing besides the number to be saved.
 _OPTIONS = tf.data.Options()
 _OPTIONS.experimental_external_state_policy = tf.data.experimental.ExternalStatePolicy.IGNORE
+
+_exiting = threading.Event()
+
+
+@atexit.register
+def _end_all_pipelines() -> None:
+    """A thread of TensorFlow that calls Python while Python shuts down never returns, and the process does not end."""
+    _exiting.set()
+    time.sleep(0.2)  # for the calls that are under way; the next of each pipeline is its last
+
+
+def _looked_up(
+    numbers: tf.data.Dataset,
+    look_up: Callable[[int], Sequence[np.ndarray] | None],
+    blank: Sequence[np.ndarray],
+    types: Sequence[tf.DType],
+) -> tf.data.Dataset:
+    """What belongs to each number, as a tuple, until `look_up` gives None; `blank` has its shapes and is never seen."""
+
+    def call(number: np.int64) -> list[np.ndarray | np.bool_]:
+        found = None if _exiting.is_set() else look_up(int(number))
+        return [np.bool_(found is not None), *(blank if found is None else found)]
+
+    def entry(number: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        there, *values = tf.numpy_function(call, [number], [tf.bool, *types])
+        return tf.ensure_shape(there, []), *(
+            tf.ensure_shape(value, like.shape) for value, like in zip(values, blank, strict=True)
+        )
+
+    return numbers.map(entry).take_while(_is_there).map(_values).with_options(_OPTIONS)
+
+
+# Functions, because AutoGraph cannot tell two lambdas of a line apart, and warns at every use.
+def _is_there(there: tf.Tensor, *values: tf.Tensor) -> tf.Tensor:
+    return there
+
+
+def _values(there: tf.Tensor, *values: tf.Tensor) -> tuple[tf.Tensor, ...]:
+    return values
 
 
 class PreparedSource(seqio.DataSource):
@@ -93,18 +134,15 @@ class PreparedSource(seqio.DataSource):
         if shard_info is not None:
             numbers = numbers.shard(shard_info.num_shards, shard_info.index)
 
-        def look_up(number: np.int64) -> list[np.ndarray]:
-            features = decode_records([sequences[int(number)]], self.length)
+        def look_up(number: int) -> list[np.ndarray]:
+            features = decode_records([sequences[number]], self.length)
             return [features[name][0] for name in PACKED_FEATURES]
 
-        def example(number: tf.Tensor) -> dict[str, tf.Tensor]:
-            found = tf.numpy_function(look_up, [number], [tf.int32] * len(PACKED_FEATURES))
-            return {
-                name: tf.ensure_shape(row, [self.length])
-                for name, row in zip(PACKED_FEATURES, found, strict=True)
-            }
+        def example(*rows: tf.Tensor) -> dict[str, tf.Tensor]:
+            return dict(zip(PACKED_FEATURES, rows, strict=True))
 
-        return numbers.map(example).with_options(_OPTIONS)
+        blank = [np.zeros(self.length, np.int32)] * len(PACKED_FEATURES)
+        return _looked_up(numbers, look_up, blank, [tf.int32] * len(PACKED_FEATURES)).map(example)
 
 
 class _OneAfterTheOther(Sequence):
@@ -153,25 +191,17 @@ class TextSource(seqio.DataSource):
     ) -> tf.data.Dataset:
         """The documents in their order, which seqio shuffles in a buffer behind this."""
         cursor = _Cursor(lambda: self._read(split))
-
-        def document(number: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
-            there, inputs, targets = tf.numpy_function(cursor, [number], [tf.bool, tf.string, tf.string])
-            texts = {"inputs": inputs, "targets": targets}
-            return tf.ensure_shape(there, []), {
-                name: tf.ensure_shape(text, []) for name, text in texts.items()
-            }
-
-        numbered = tf.data.Dataset.range(sys.maxsize).map(document)
-        return numbered.take_while(_is_there).map(_texts).with_options(_OPTIONS)
+        blank = [np.array("", object)] * len(_TEXTS)
+        return _looked_up(tf.data.Dataset.range(sys.maxsize), cursor, blank, [tf.string] * len(_TEXTS)).map(
+            _document
+        )
 
 
-# Functions, because AutoGraph cannot tell two lambdas of a line apart, and warns at every use.
-def _is_there(there: tf.Tensor, texts: dict[str, tf.Tensor]) -> tf.Tensor:
-    return there
+_TEXTS = ("inputs", "targets")
 
 
-def _texts(there: tf.Tensor, texts: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-    return texts
+def _document(*texts: tf.Tensor) -> dict[str, tf.Tensor]:
+    return dict(zip(_TEXTS, texts, strict=True))
 
 
 class _Cursor:
@@ -183,15 +213,12 @@ class _Cursor:
         self._documents: Iterator[Mapping[str, str]] = iter(())
         self._lock = threading.Lock()
 
-    def __call__(self, number: np.int64) -> tuple[np.bool_, np.ndarray, np.ndarray]:
-        """Whether there is a document of this number, its inputs and its targets."""
+    def __call__(self, number: int) -> list[np.ndarray] | None:
+        """The texts of the document of this number; None behind the last."""
         with self._lock:
             if number != self._next:
-                self._documents = itertools.islice(self._read(), int(number), None)
-            self._next = int(number) + 1
+                self._documents = itertools.islice(self._read(), number, None)
+            self._next = number + 1
             document = next(self._documents, None)
         # As objects: numpy's own strings would lose the zero bytes at the end of a text.
-        texts = [
-            np.array("" if document is None else document[name], object) for name in ("inputs", "targets")
-        ]
-        return np.bool_(document is not None), texts[0], texts[1]
+        return None if document is None else [np.array(document[name], object) for name in _TEXTS]

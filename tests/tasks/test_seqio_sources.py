@@ -1,6 +1,8 @@
 """Seqio's view of prepared files and of texts: the examples, their order, and places that can be saved."""
 
 import itertools
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -148,3 +150,27 @@ def test_an_error_in_the_reading_is_not_an_end(sources: Any) -> None:
 
     with pytest.raises(Exception, match="the disk is gone"):
         list(sources.TextSource(broken, ["train"]).get_dataset("train"))
+
+
+SHUTDOWN = """
+import time
+from flm_jax.tasks.seqio_sources import TextSource
+
+def read(split):
+    while True:
+        time.sleep(0.02)
+        yield {"inputs": "", "targets": "text"}
+
+texts = TextSource(read, ["train"]).get_dataset("train").prefetch(10_000).as_numpy_iterator()
+print(next(texts)["targets"])
+"""
+
+
+@pytest.mark.slow
+def test_a_process_ends_while_its_pipeline_reads_ahead() -> None:
+    """TensorFlow's thread is in the midst of a document then; left to itself the process hangs, mostly."""
+    for _ in range(3):
+        done = subprocess.run(
+            [sys.executable, "-c", SHUTDOWN], capture_output=True, text=True, check=False, timeout=120
+        )
+        assert (done.returncode, done.stdout) == (0, "b'text'\n"), done.stderr
