@@ -123,6 +123,18 @@ def _check_macros(used_by_files: set[str], off_in_files: set[str]) -> None:
         raise GinError(f"{name} has no default: give --gin.{name}=value, or a --gin_file that sets it")
 
 
+def unused_macros() -> list[str]:
+    """A line for each macro that is set and never used: for t5x, whose files and users may mean to, or misspell one."""
+    defined, used = _macros()
+    lines = []
+    for name in sorted(defined - used - _switched_off() - _SHARED_MACROS):
+        close = difflib.get_close_matches(name, used, n=1)
+        lines.append(
+            f"the gin macro {name} is set, but nothing uses it{f'; did you mean {close[0]}?' if close else ''}"
+        )
+    return lines
+
+
 def _one_paragraph(error: Exception) -> str:
     return " ".join(line.strip() for line in str(error).strip().splitlines() if line.strip())
 

@@ -14,35 +14,47 @@ from jax.sharding import NamedSharding, PartitionSpec
 from t5x import train_state as t5x_state
 from t5x import utils
 
-from flm_jax.training.checkpoints import CheckpointMismatchError, config_mismatches, key_path
-from flm_jax.training.continuation import Found, find
+from flm_jax.training.checkpoints import key_path
+from flm_jax.training.continuation import find
+from flm_jax.training.metadata import CheckpointMismatchError, Metadata, mismatches
 from flm_jax.training.streaming import StoredState, handler
 
 
 class FromCheckpoint(utils.TrainStateInitializer):
     """t5x's initializer, for `train_script.train.train_state_initializer_cls`, that reads instead of drawing.
 
-    t5x asks it only where MODEL_DIR has no checkpoint yet.
+    t5x asks it for a state only where MODEL_DIR has no checkpoint yet.
 
     Args:
         checkpoint: `MODEL_DIR/checkpoint_<step>` of the other run, or its `MODEL_DIR` for the newest. Parameters,
             optimizer state and step are taken from it.
+        metadata: Of this run (`run_record.metadata`).
+        first_sequence: From which on the data is read; with 0 it begins anew, and may be other data.
         args, kwargs: t5x's.
-
-    Raises:
-        CheckpointMismatchError: it is of another model, optimizer or batch size, or a mask opens at its step.
-        FileNotFoundError: there is no such checkpoint.
     """
 
-    def __init__(self, *args: Any, checkpoint: str, **kwargs: Any) -> None:
-        self._found = find(checkpoint)
+    def __init__(
+        self, *args: Any, checkpoint: str, metadata: Metadata, first_sequence: int, **kwargs: Any
+    ) -> None:
+        self._checkpoint, self._metadata = checkpoint, metadata
+        self._new_data = first_sequence == 0
         super().__init__(*args, **kwargs)
-        model = kwargs["init_fn"].__self__
-        rows = kwargs["input_shapes"]["decoder_input_tokens"][0]
-        _check(self._found, model.config, rows)
 
     def from_scratch(self, init_rng: jax.Array) -> t5x_state.TrainState:
-        """The checkpoint's state, on t5x's shardings; nothing is drawn."""
+        """The checkpoint's state, on t5x's shardings; nothing is drawn.
+
+        Raises:
+            CheckpointMismatchError: it is of another model, optimizer, batch size or tokenizer, or of other data that
+                this run would go on with.
+            FileNotFoundError: there is no such checkpoint.
+        """
+        found = find(self._checkpoint)
+        if wrong := mismatches(found.metadata, self._metadata, self._new_data):
+            raise CheckpointMismatchError(
+                f"{found.directory} is not what this run goes on from: {'; '.join(wrong)}. `flm grow --batch_size` "
+                "changes the batch size; with --gin.FIRST_SEQUENCE=0 the data begins anew, and may be other data of "
+                "the same tokenizer"
+            )
         state = self.global_train_state_shape
         axes = self._partitioner.get_mesh_axes(state).state_dict()
 
@@ -51,32 +63,12 @@ class FromCheckpoint(utils.TrainStateInitializer):
             return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
 
         item = jax.tree.map(wanted, state.state_dict(), axes, is_leaf=lambda leaf: leaf is None)
-        directory = self._found.directory / "state"
+        directory = found.directory / "state"
         _check_arrays(directory, item)
-        logging.info("Initial state from %s", directory.parent)
+        logging.info("Initial state from %s", found.directory)
         restore = ocp.args.PyTreeRestore(item, restore_args=ocp.checkpoint_utils.construct_restore_args(item))
         with ocp.Checkpointer(handler()) as checkpointer:
             return state.restore_state(checkpointer.restore(directory.absolute(), args=restore))
-
-
-def _check(found: Found, config: Any, rows: int) -> None:
-    """Refuses what would train, and train something else."""
-    wrong = config_mismatches(found.metadata.config, config)
-    if rows != found.metadata.batch_size:
-        wrong.append(
-            f"batch size (expected {rows} from BATCH_SIZE, found {found.metadata.batch_size}; `flm grow --batch_size` "
-            "changes it)"
-        )
-    if found.step < found.lineage.ramp_end:
-        wrong.append(
-            f"a mask opens until step {found.lineage.ramp_end}, and t5x's loss does not know the step (train on with "
-            "`flm train` until then)"
-        )
-    if wrong:
-        raise CheckpointMismatchError(
-            f"{found.directory} is not what this run goes on from: {'; '.join(wrong)}. Include "
-            "gin_configs/t5x/from_checkpoint.gin behind the model, so that the model is the checkpoint's"
-        )
 
 
 def _check_arrays(directory: Path, item: Any) -> None:

@@ -1,6 +1,7 @@
 """What `flm` needs to know of a run under t5x, beside the run's checkpoints."""
 
 import json
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,11 +9,12 @@ import jax
 from etils import epath
 from t5x import gin_utils
 
+from flm_jax import gin_setup
 from flm_jax.config import ModelConfig
+from flm_jax.grow.lineage import Lineage
 from flm_jax.tasks.reader import Reader
 from flm_jax.tasks.vocabulary import Vocabulary
-from flm_jax.training.checkpoints import RUN_METADATA, CheckpointMismatchError, Metadata, mismatches
-from flm_jax.training.continuation import find
+from flm_jax.training.metadata import RUN_METADATA, CheckpointMismatchError, Metadata, mismatches
 
 
 def metadata(
@@ -23,7 +25,7 @@ def metadata(
     vocabulary: str,
     prepared_dir: str | None = None,
     task_feature_lengths: int | Mapping[str, int] = 0,
-    initial_checkpoint: str | None = None,
+    lineage: Lineage | None = None,
 ) -> Metadata:
     """What would stand beside each checkpoint of `flm train`, but for the gin configuration: t5x writes that itself.
 
@@ -35,19 +37,32 @@ def metadata(
         vocabulary: The tokenizer's file.
         prepared_dir: What is read; None where text is streamed, after which `flm train` cannot go on with the data.
         task_feature_lengths: Of the prepared data.
-        initial_checkpoint: That the run begins with, whose growths led to this model.
+        lineage: The growths that led to this model; None for none.
+
+    Raises:
+        ValueError: there is no seed, or the data was prepared with another tokenizer.
     """
+    if seed is None:
+        raise ValueError(
+            "expected a number for RANDOM_SEED, found None: t5x would take another seed at every start, and a run that "
+            "was stopped would find its place in data of another order"
+        )
     data = {"tokenizer": Vocabulary(vocabulary).sha256}
     if prepared_dir is not None:
-        data = Reader(prepared_dir, mixture, task_feature_lengths, seed).identity
-    record = find(initial_checkpoint).metadata.growth_record if initial_checkpoint else ()
+        reader = Reader(prepared_dir, mixture, task_feature_lengths, seed)
+        if reader.vocabulary.sha256 != data["tokenizer"]:
+            raise ValueError(
+                f"expected the tokenizer that {prepared_dir} was prepared with (SHA-256 {reader.vocabulary.sha256}), "
+                f"found {data['tokenizer']} in {vocabulary}: change the gin binding `VOCABULARY` or `PREPARED_DIR`"
+            )
+        data = reader.identity
     return Metadata(
         config=config,
         seed=seed,
         batch_size=batch_size,
         mixture=mixture if isinstance(mixture, str) else dict(mixture),
         data=data,
-        growth_record=record,
+        growth_record=() if lineage is None else lineage.to_json(),
     )
 
 
@@ -58,10 +73,15 @@ def summarize_config(model_dir: str, summary_writer: Any, step: int, metadata: M
         CheckpointMismatchError: the directory is of another run, which t5x by itself does not notice.
     """
     gin_utils.summarize_gin_config(model_dir, summary_writer, step)
+    for line in gin_setup.unused_macros():
+        logging.warning(line)
     path = epath.Path(model_dir) / RUN_METADATA
     if path.exists():
-        found = Metadata.from_json(json.loads(path.read_text()))
-        if differences := mismatches(found, metadata):
+        found = Metadata.from_text(path.read_text(), str(path))
+        differences = mismatches(found, metadata)
+        if Lineage.from_json(found.growth_record) != Lineage.from_json(metadata.growth_record):
+            differences.append("the growths that led to its model (INITIAL_CHECKPOINT)")
+        if differences:
             raise CheckpointMismatchError(
                 f"{model_dir} is of another run: {'; '.join(differences)}. Restore these settings to go on with it, "
                 "or bind MODEL_DIR to a new directory"

@@ -28,7 +28,6 @@ class _Task(abc.ABC):
     name: str
     source: Source
     has_inputs: ClassVar[bool]  # and makes no sense without them
-    metrics: ClassVar[tuple[Callable[..., dict[str, float]], ...]]  # of seqio's evaluation by inference
 
     def __post_init__(self) -> None:
         if not self.name or set(self.name) - set(string.ascii_letters + string.digits + "_"):
@@ -65,7 +64,7 @@ class _Task(abc.ABC):
 
         Its features are `inputs` (no eos) and `targets` (with eos), int32; `inputs_pretokenized` and
         `targets_pretokenized` hold the texts. Asked for with feature lengths, it cuts what is longer into several
-        examples (`lengths.cut_to_lengths`).
+        examples, without the texts (`lengths.cut_to_lengths`).
 
         Args:
             vocabulary: of both features.
@@ -74,36 +73,44 @@ class _Task(abc.ABC):
         Raises:
             ValueError: seqio has a task of this name that is not ours.
         """
+        from flm_jax.tasks import lengths
+
+        cut = functools.partial(lengths.cut_to_lengths, task=self.name, needs_inputs=self.has_inputs)
+        return self._registered(self.name, vocabulary, Problems() if problems is None else problems, cut, ())
+
+    def _registered(
+        self,
+        name: str,
+        vocabulary: Vocabulary,
+        problems: Problems,
+        preprocessor: Callable,
+        metrics: tuple[Callable[..., dict[str, float]], ...],
+    ) -> Any:
         import seqio
         import tensorflow as tf
 
-        from flm_jax.tasks import lengths, registration, seqio_sources
+        from flm_jax.tasks import registration, seqio_sources
 
         tf.config.set_visible_devices([], "GPU")  # the accelerator belongs to JAX
-        found = Problems() if problems is None else problems
 
         def texts(split: str) -> Iterator[dict[str, str]]:
             try:
-                yield from self.texts(split, found)
+                yield from self.texts(split, problems)
             except Exception as error:
-                found.failure = error
+                problems.failure = error
                 raise
 
         model = vocabulary.as_seqio()
         return registration.add_task(
-            self.name,
+            name,
             f"{type(self).__name__}.name",
             source=seqio_sources.TextSource(texts, self.source.splits),
-            preprocessors=[
-                seqio.preprocessors.tokenize,
-                seqio.preprocessors.append_eos,
-                functools.partial(lengths.cut_to_lengths, task=self.name, needs_inputs=self.has_inputs),
-            ],
+            preprocessors=[seqio.preprocessors.tokenize, seqio.preprocessors.append_eos, preprocessor],
             output_features={
                 "inputs": seqio.Feature(model, add_eos=False, required=False),
                 "targets": seqio.Feature(model, add_eos=True),
             },
-            metric_fns=self.metrics,
+            metric_fns=metrics,
         )
 
 
@@ -112,7 +119,6 @@ class Corpus(_Task):
     """Text to learn as it is: the loss is on every token and on the eos at the end of a document."""
 
     has_inputs = False
-    metrics = ()
 
     def inputs(self, document: dict[str, str]) -> str:
         """Empty."""
@@ -130,7 +136,6 @@ class Instructions(_Task):
 
     template: str = "{inputs}\n"
     has_inputs = True
-    metrics = (exact_match, log_likelihood)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -140,3 +145,15 @@ class Instructions(_Task):
     def inputs(self, document: dict[str, str]) -> str:
         """The template, filled with the document's features."""
         return self.template.format_map(document)
+
+    def questions(self, vocabulary: Vocabulary) -> Any:
+        """Registers the task for inference, as `<name>_questions`, and returns the `seqio.Task`.
+
+        As `seqio_task`, but whole: a question or an answer that is longer than it may be is an error. Its metrics are
+        exact match and the log-likelihood of the response.
+        """
+        from flm_jax.tasks import lengths
+
+        name = f"{self.name}_questions"
+        whole = functools.partial(lengths.refuse_longer, task=self.name)
+        return self._registered(name, vocabulary, Problems(), whole, (exact_match, log_likelihood))

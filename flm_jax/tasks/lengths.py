@@ -57,11 +57,40 @@ def cut_to_lengths(
                 for name, at in places.items()
                 if longest[name]
             }
-            return {**document, **cut}
+            # Without the texts: every piece would hold the whole document's, also in a saved shuffling buffer.
+            return {name: cut.get(name, document[name]) for name in places}
 
         return tf.data.Dataset.range(before + counts["targets"]).map(piece)
 
     return dataset.flat_map(pieces)
+
+
+def refuse_longer(
+    dataset: tf.data.Dataset, sequence_length: Mapping[str, int] | None = None, *, task: str
+) -> tf.data.Dataset:
+    """Seqio preprocessor: a question or an answer without room is an error, as seqio would cut it off.
+
+    Args:
+        dataset: Tokenized questions and answers.
+        sequence_length: Feature to tokens; seqio gives it. None is no limit.
+        task: Its name, for the error.
+
+    Raises:
+        tf.errors.InvalidArgumentError: while the dataset is read.
+    """
+
+    def checked(example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        for name, length in (sequence_length or {}).items():
+            found = tf.size(example[name])
+            tf.debugging.Assert(
+                found <= length,
+                [f"expected {name} of at most {length} tokens in task {task!r}, found", found,
+                 f'in {{"{name}": ...}} of INFER_LENGTHS (or INFER_EVAL_LENGTHS) bind as many; the text:',
+                 example[f"{name}_pretokenized"]],
+            )  # fmt: skip
+        return example
+
+    return dataset.map(checked)
 
 
 def check_lengths(lengths: Mapping[str, int], task: str, needs_inputs: bool) -> None:

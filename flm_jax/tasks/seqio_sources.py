@@ -31,13 +31,18 @@ _OPTIONS = tf.data.Options()
 _OPTIONS.experimental_external_state_policy = tf.data.experimental.ExternalStatePolicy.IGNORE
 
 _exiting = threading.Event()
+_calling: set[int] = set()  # threads
 
 
 @atexit.register
 def _end_all_pipelines() -> None:
     """A thread of TensorFlow that calls Python while Python shuts down never returns, and the process does not end."""
     _exiting.set()
-    time.sleep(0.2)  # for the calls that are under way; the next of each pipeline is its last
+    give_up = time.monotonic() + 10
+    while True:
+        time.sleep(0.2)  # the next call of each pipeline is its last
+        if not _calling or time.monotonic() > give_up:
+            return
 
 
 def _looked_up(
@@ -49,7 +54,11 @@ def _looked_up(
     """What belongs to each number, as a tuple, until `look_up` gives None; `blank` has its shapes and is never seen."""
 
     def call(number: np.int64) -> list[np.ndarray | np.bool_]:
-        found = None if _exiting.is_set() else look_up(int(number))
+        _calling.add(threading.get_ident())
+        try:
+            found = None if _exiting.is_set() else look_up(int(number))
+        finally:
+            _calling.discard(threading.get_ident())
         return [np.bool_(found is not None), *(blank if found is None else found)]
 
     def entry(number: tf.Tensor) -> tuple[tf.Tensor, ...]:
@@ -122,12 +131,21 @@ class PreparedSource(seqio.DataSource):
         shard_info: seqio.ShardInfo | None = None,
         **unused: Any,
     ) -> tf.data.Dataset:
-        """The packed features of a split; without a seed the order is another every time."""
+        """The packed features of a split; without a seed the order is another every time.
+
+        Raises:
+            ValueError: sequences are to be left out of what is not shuffled.
+        """
         sequences: Sequence[Any]
         if shuffle:
             seed = random.SystemRandom().randrange(2**31) if seed is None else int(seed)
             sequences = Reader(*self._arguments, seed=seed, split=split).sequences
             numbers = tf.data.Dataset.range(self._first, sys.maxsize)
+        elif self._first:
+            raise ValueError(
+                f"expected shuffled sequences behind FIRST_SEQUENCE = {self._first}: bind SHUFFLE_TRAIN_EXAMPLES to "
+                "True, or FIRST_SEQUENCE to 0"
+            )
         else:
             sequences = _OneAfterTheOther([task.source(split) for task in self.tasks])
             numbers = tf.data.Dataset.range(len(sequences))
@@ -218,7 +236,8 @@ class _Cursor:
         with self._lock:
             if number != self._next:
                 self._documents = itertools.islice(self._read(), number, None)
-            self._next = number + 1
+            self._next = -1  # where it fails, the next call begins anew, and fails again
             document = next(self._documents, None)
+            self._next = number + 1
         # As objects: numpy's own strings would lose the zero bytes at the end of a text.
         return None if document is None else [np.array(document[name], object) for name in _TEXTS]

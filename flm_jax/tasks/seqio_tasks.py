@@ -2,29 +2,31 @@
 
     train/utils.DatasetConfig.mixture_or_task_name = @seqio_tasks.prepared()
 
+A name stands for one thing in a process. For a second one of a kind, under a gin scope, bind the function's `name`.
 Importing this imports TensorFlow.
 """
 
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import seqio
 
 from flm_jax.tasks.corpora import Corpus, Instructions
 from flm_jax.tasks.lengths import check_lengths, num_pieces
+from flm_jax.tasks.packing import sequence_length
 from flm_jax.tasks.registration import add_mixture, add_task
 from flm_jax.tasks.seqio_sources import PACKED_FEATURES, PreparedSource
 from flm_jax.tasks.sources import TRAIN, Problems
 from flm_jax.tasks.vocabulary import Vocabulary
 
-PREPARED, HELD_OUT, STREAMED, QUESTIONS = "prepared", "held_out", "streamed", "questions"
 # A task's mean length is measured on its first documents.
 _MEASURED_DOCUMENTS = 1_000
 
 
 def vocabulary(path: str | Path) -> seqio.Vocabulary:
-    """The tokenizer as seqio's, which t5x compares with that of the task."""
+    """The tokenizer as seqio's, which `t5x.infer` compares with that of the task."""
     return Vocabulary(path).as_seqio()
 
 
@@ -33,8 +35,9 @@ def prepared(
     mixture: str | Mapping[str, float],
     task_feature_lengths: int | Mapping[str, int],
     first_sequence: int = 0,
+    name: str = "prepared",
 ) -> str:
-    """Registers the prepared files as the one task `prepared`, whose features are packed.
+    """Registers the prepared files as one task, whose features are packed.
 
     Read shuffled with seed s, it is what `flm train` reads with `RANDOM_SEED` s: the mixture, by exact shares of
     tokens, is inside of it.
@@ -44,32 +47,33 @@ def prepared(
         mixture: A task's name, or task to relative share of tokens.
         task_feature_lengths: That the files were prepared with.
         first_sequence: Sequences that a run has read before.
+        name: That t5x finds it by.
 
     Raises:
         FileNotFoundError: nothing is prepared there, or a prepared file is missing.
-        ValueError: as `Reader`.
+        ValueError: as `Reader`, or the name stands for something else.
     """
     source = PreparedSource(prepared_dir, mixture, task_feature_lengths, first_sequence)
-    _add_packed({PREPARED: source})
-    return PREPARED
+    _add_packed("prepared.name", {name: source}, (str(prepared_dir), mixture, source.length, first_sequence))
+    return name
 
 
 def held_out(
     prepared_dir: str | Path,
     mixture: str | Mapping[str, float],
     task_feature_lengths: int | Mapping[str, int],
+    name: str = "held_out",
 ) -> str:
-    """Registers each prepared task as `<task>_prepared`, and their mixture `held_out`: to evaluate one by one.
+    """Registers each prepared task as `<task>_<name>`, and their mixture: to evaluate one by one.
 
     Args, Raises: as `prepared`.
     """
     shares = {mixture: 1.0} if isinstance(mixture, str) else mixture
-    sources = {
-        f"{name}_prepared": PreparedSource(prepared_dir, name, task_feature_lengths) for name in shares
-    }
-    _add_packed(sources)
-    add_mixture(HELD_OUT, "held_out", dict.fromkeys(sources, 1.0))
-    return HELD_OUT
+    sources = {f"{task}_{name}": PreparedSource(prepared_dir, task, task_feature_lengths) for task in shares}
+    made_of = (str(prepared_dir), sorted(shares), sequence_length(task_feature_lengths))
+    _add_packed("held_out.name", sources, made_of)
+    add_mixture(name, "held_out.name", made_of, dict.fromkeys(sources, 1.0))
+    return name
 
 
 def streamed(
@@ -77,8 +81,9 @@ def streamed(
     vocabulary: Vocabulary,
     mixture: str | Mapping[str, float],
     task_feature_lengths: Mapping[str, int],
+    name: str = "streamed",
 ) -> str:
-    """Registers tasks as they are defined, tokenized while training, and their mixture `streamed`.
+    """Registers tasks as they are defined, tokenized while training, and their mixture.
 
     Seqio mixes by examples. A task's rate is its share of tokens over the mean length of its examples, which is
     measured on its first 1,000 documents: shares come out about as asked for, where `prepared` has them exactly.
@@ -88,21 +93,23 @@ def streamed(
         vocabulary: Tokenizer of them all.
         mixture: A task's name, or task to relative share of tokens.
         task_feature_lengths: Tokens for `inputs` and `targets` of an example; a packed sequence has both together.
+        name: That t5x finds the mixture by.
 
     Raises:
-        ValueError: the mixture names a task that is not there, or one with inputs for which there is no length.
+        ValueError: the mixture names a task that is not there, or one with inputs for which there is no length; or the
+            name stands for something else.
     """
     shares = {mixture: 1.0} if isinstance(mixture, str) else mixture
     known = _named(tasks, shares)
-    for name in shares:
-        check_lengths(task_feature_lengths, name, known[name].has_inputs)
-        known[name].seqio_task(vocabulary)
+    for task in shares:
+        check_lengths(task_feature_lengths, task, known[task].has_inputs)
+        known[task].seqio_task(vocabulary)
     rates = {
-        name: share / mean_length(known[name], vocabulary, task_feature_lengths)
-        for name, share in shares.items()
+        task: share / mean_length(known[task], vocabulary, task_feature_lengths)
+        for task, share in shares.items()
     }
-    add_mixture(STREAMED, "streamed", rates)
-    return STREAMED
+    add_mixture(name, "streamed.name", (known, vocabulary.sha256, shares, task_feature_lengths), rates)
+    return name
 
 
 def questions(
@@ -110,16 +117,18 @@ def questions(
     vocabulary: Vocabulary,
     mixture: str | Mapping[str, float],
     task_feature_lengths: Mapping[str, int],
+    name: str = "questions",
 ) -> str:
-    """Registers those tasks of the mixture that have questions to be answered, as mixture `questions`.
+    """Registers the tasks of the mixture that have questions to be answered, as `<task>_questions`, and their mixture.
 
-    Args: as `streamed`, `task_feature_lengths` for a question and its answer.
+    Args: as `streamed`, `task_feature_lengths` for a question and its answer; a longer one is an error when it is read.
 
     Raises:
         ValueError: there are none, or the mixture names a task that is not there, or there is no length for them.
     """
     shares = {mixture: 1.0} if isinstance(mixture, str) else mixture
-    asked = [task for name, task in _named(tasks, shares).items() if name in shares and task.has_inputs]
+    known = _named(tasks, shares).values()
+    asked = [task for task in known if task.name in shares and isinstance(task, Instructions)]
     if not asked:
         raise ValueError(
             f"expected instruction tasks in the mixture for inference, found {sorted(shares)}: change the gin binding "
@@ -127,9 +136,9 @@ def questions(
         )
     for task in asked:
         check_lengths(task_feature_lengths, task.name, needs_inputs=True)
-        task.seqio_task(vocabulary)
-    add_mixture(QUESTIONS, "questions", {task.name: 1.0 for task in asked})
-    return QUESTIONS
+    rates = {task.questions(vocabulary).name: 1.0 for task in asked}
+    add_mixture(name, "questions.name", (asked, vocabulary.sha256), rates)
+    return name
 
 
 def mean_length(task: Corpus | Instructions, vocabulary: Vocabulary, lengths: Mapping[str, int]) -> float:
@@ -163,7 +172,7 @@ def _named(
     return known
 
 
-def _add_packed(sources: Mapping[str, PreparedSource]) -> None:
+def _add_packed(binding: str, sources: Mapping[str, PreparedSource], made_of: Any) -> None:
     # One for all: seqio takes two tokenizers for different if their files lie in different places.
     model = next(iter(sources.values())).vocabulary
     tokens = seqio.Feature(model.as_seqio(), add_eos=False)
@@ -172,7 +181,8 @@ def _add_packed(sources: Mapping[str, PreparedSource]) -> None:
     for name, source in sources.items():
         add_task(
             name,
-            "MIXTURE_OR_TASK_NAME",
+            binding,
+            made_of,
             source=source,
             output_features=features,
             preprocessors=[],

@@ -27,8 +27,9 @@ from flm_jax.grow.rule import Fill
 from flm_jax.grow.verification import Difference, verify
 from flm_jax.parameters import LAYERS, Parameter
 from flm_jax.training.boundary import growth_key
-from flm_jax.training.checkpoints import Checkpoints, Metadata, from_tree, key_path, load_params, to_tree
+from flm_jax.training.checkpoints import Checkpoints, from_tree, key_path, load_params, to_tree
 from flm_jax.training.continuation import find
+from flm_jax.training.metadata import Metadata
 from flm_jax.training.state import TrainState, abstract_state
 from flm_jax.training.step import skipping_non_finite
 from flm_jax.training.streaming import KeyPath, LazyArray, StoredState

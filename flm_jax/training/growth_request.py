@@ -13,7 +13,7 @@ from flm_jax.config import ModelConfig
 from flm_jax.grow.errors import GrowthError
 from flm_jax.training import continuation
 from flm_jax.training.checkpoint_growth import CheckpointGrowth, Settings
-from flm_jax.training.checkpoints import Metadata
+from flm_jax.training.metadata import Metadata
 from flm_jax.training.trainer import Trainer
 
 # The flags that are settings too.

@@ -22,10 +22,11 @@ from flm_jax.grow.lineage import Lineage
 from flm_jax.grow.schedule import Route
 from flm_jax.tasks.reader import Reader
 from flm_jax.training import boundary, hardware
-from flm_jax.training.checkpoints import CheckpointMismatchError, Checkpoints, Metadata
+from flm_jax.training.checkpoints import Checkpoints
 from flm_jax.training.held_out import HeldOutEvaluator, to_devices
 from flm_jax.training.leg import Leg
 from flm_jax.training.loss_slope import LossSlope
+from flm_jax.training.metadata import CheckpointMismatchError, Metadata
 from flm_jax.training.run_log import RunLog
 from flm_jax.training.speed import Speedometer
 from flm_jax.training.state import TrainState

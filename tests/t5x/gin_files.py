@@ -91,7 +91,7 @@ def functions_of(module: str) -> dict[str, set[str]]:
 def importable(found: list[tuple[str, str]]) -> Iterator[tuple[str, str, Any]]:
     """Module, path and what it is, for what is in this environment without t5x."""
     for module, path in found:
-        if module == "__main__" or module.startswith(("t5x", "flm_jax.t5x")):
+        if module.partition(".")[0] not in ("flm_jax", "seqio") or module.startswith("flm_jax.t5x"):
             continue
         target = importlib.import_module(module)
         for name in path.split("."):

@@ -104,6 +104,7 @@ def test_every_preset_pretrains(preset: str) -> None:
     assert contents.of_t5x == ["t5x/configs/runs/pretrain.gin"]
     contents.read(f"gin_configs/models/{preset}.gin").read(BILINGUAL)
     assert not contents.used - set(contents.defined) - DEFINED_BY_T5X
+    assert "%gin.REQUIRED" not in contents.defined.values()
     # t5x wants them, and our model and data say them.
     left = T5X_REQUIRED["pretrain"] - set(contents.defined)
     assert left == {"TRAIN_STEPS", "MODEL_DIR"}

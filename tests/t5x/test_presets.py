@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,8 +15,9 @@ import pytest
 
 from flm_jax import grow, presets
 from flm_jax.grow.lineage import Lineage
+from flm_jax.tasks.reader import Reader
 from flm_jax.training import continuation
-from flm_jax.training.checkpoints import RUN_METADATA, CheckpointMismatchError, Metadata
+from flm_jax.training.metadata import RUN_METADATA, CheckpointMismatchError, Metadata
 from tests import prepared_data
 from tests.t5x.gin_files import PRESETS, ROOT
 
@@ -39,6 +41,18 @@ def data(t5x: Any, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     ]
 
 
+def forget_tasks() -> None:
+    """As in a new process, in which a name can stand for something else."""
+    import seqio
+
+    from flm_jax.tasks import registration
+
+    for registry in (seqio.MixtureRegistry, seqio.TaskRegistry):
+        for name in set(registration._ours) & set(registry.names()):
+            registry.remove(name)
+    registration._ours.clear()
+
+
 @pytest.fixture
 def build(t5x: Any, data: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Build]:
     """`build(files, *bindings)` is what `python -m t5x.train` would call `train` with, references resolved."""
@@ -49,6 +63,7 @@ def build(t5x: Any, data: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
     def arguments(files: list[str], *bindings: str) -> dict[str, Any]:
         gin.clear_config()
+        forget_tasks()
         paths = [str(Path(t5x.__file__).parents[1]), str(ROOT)]
         gin_utils.parse_gin_flags(
             paths,
@@ -100,7 +115,10 @@ def checkpoint(data: list[str], tmp_path: Path) -> Path:
     """As t5x leaves one of `flm_tiny`, without arrays."""
     directory = tmp_path / "source" / "checkpoint_30"
     (directory / "state").mkdir(parents=True)
-    write(directory.parent, Metadata(presets.flm_tiny(), 0, 128, {}, {"tokenizer": ""}))
+    prepared = json.loads(data[4].partition("=")[2])
+    mixture = {"en": 53.5, "zh": 46.5, "instruct": 5.0}
+    identity = Reader(prepared, mixture, 64, 0).identity
+    write(directory.parent, Metadata(presets.flm_tiny(), 0, 128, mixture, identity))
     return directory
 
 
@@ -127,14 +145,38 @@ def test_from_a_checkpoint(build: Build, checkpoint: Path) -> None:
     found = build(files, f'INITIAL_CHECKPOINT="{checkpoint}"')
     assert found["model"].config == presets.flm_tiny()
     assert seqio.TaskRegistry.get("prepared").source._first == 30 * 128
-    initializer(found)
-    with pytest.raises(CheckpointMismatchError, match=r"expected 64 from BATCH_SIZE, found 128"):
-        initializer(found, rows=64)
-    other = build(files, f'INITIAL_CHECKPOINT="{checkpoint}"', "MODEL_CONFIG=@config.ModelConfig()")
-    with pytest.raises(CheckpointMismatchError, match=r"d_model \(expected 10240 .* found 256\)"):
-        initializer(other)
+
+    def refused(*bindings: str) -> str:
+        other = initializer(build(files, f'INITIAL_CHECKPOINT="{checkpoint}"', *bindings))
+        with pytest.raises(CheckpointMismatchError) as error:
+            other.from_scratch(jax.random.PRNGKey(0))
+        return str(error.value)
+
+    assert "batch_size (expected 64 from BATCH_SIZE, found 128)" in refused("BATCH_SIZE=64")
+    assert "d_model (expected 10240 from" in refused("MODEL_CONFIG=@config.ModelConfig()")
+    assert "mixture (expected {'instruct': 1.0}" in refused('MIXTURE_OR_TASK_NAME={"instruct": 1.0}')
+    message = refused("RANDOM_SEED=3")
+    assert "seed (expected 3 from RANDOM_SEED, found 0)" in message and "FIRST_SEQUENCE=0" in message
+    # With new data only the tokenizer must be the same.
+    new_data = ("RANDOM_SEED=3", 'MIXTURE_OR_TASK_NAME={"instruct": 2.0}', "FIRST_SEQUENCE=0")
+    with pytest.raises(FileNotFoundError, match="_METADATA"):  # this one has no arrays
+        initializer(build(files, f'INITIAL_CHECKPOINT="{checkpoint}"', *new_data)).from_scratch(None)
+    found = continuation.find(checkpoint).metadata
+    write(checkpoint.parent, dataclasses.replace(found, data={**found.data, "tokenizer": "other"}))
+    assert "tokenizer of the prepared data" in refused(*new_data)
     with pytest.raises(FileNotFoundError, match="expected a checkpoint"):
         build(files, 'INITIAL_CHECKPOINT="/nowhere"')
+    with pytest.raises(ValueError, match="local directory"):
+        build(files, 'INITIAL_CHECKPOINT="gs://bucket/run"')
+
+
+def test_once_begun_a_run_asks_itself(build: Build, checkpoint: Path, tmp_path: Path) -> None:
+    """Its own checkpoints say what model it is; the one that it began with may be gone."""
+    files = [*pretraining("flm_101b"), "t5x/from_checkpoint"]
+    shutil.copytree(checkpoint.parent, tmp_path, dirs_exist_ok=True)
+    found = build(files, 'INITIAL_CHECKPOINT="/nowhere"')
+    assert found["model"].config == presets.flm_tiny()
+    initializer(found)
 
 
 def test_a_mask_that_opens_is_refused(build: Build, checkpoint: Path) -> None:
@@ -145,10 +187,10 @@ def test_a_mask_that_opens_is_refused(build: Build, checkpoint: Path) -> None:
         checkpoint.parent,
         Metadata(plan.target, 0, 128, {}, {"tokenizer": ""}, growth_record=lineage.to_json()),
     )
-    found = build([*pretraining("flm_tiny"), "t5x/from_checkpoint"], f'INITIAL_CHECKPOINT="{checkpoint}"')
     with pytest.raises(CheckpointMismatchError, match="a mask opens until step 31"):
-        initializer(found)
-    assert continuation.find(checkpoint).lineage.ramp_end == 31
+        build([*pretraining("flm_tiny"), "t5x/from_checkpoint"], f'INITIAL_CHECKPOINT="{checkpoint}"')
+    with pytest.raises(CheckpointMismatchError, match="a mask opens until step 31"):
+        continuation.model_config(str(checkpoint))  # t5x.eval and t5x.infer
 
 
 def test_the_record_of_a_run(build: Build, tmp_path: Path) -> None:
@@ -166,3 +208,20 @@ def test_the_record_of_a_run(build: Build, tmp_path: Path) -> None:
         CheckpointMismatchError, match=r"batch_size \(expected 64 from BATCH_SIZE, found 128\)"
     ):
         other(str(tmp_path), None, 10)
+    with pytest.raises(ValueError, match="expected a number for RANDOM_SEED"):
+        build(pretraining("flm_tiny"), "RANDOM_SEED=None")["summarize_config_fn"](str(tmp_path), None, 10)
+
+
+def test_another_tokenizer_is_refused(build: Build, data: list[str], tmp_path: Path) -> None:
+    """Than that of the prepared data, for questions too."""
+    files = prepared_data.write_texts(tmp_path / "texts", documents=200)
+    other = prepared_data.make_tokenizer(tmp_path, files)
+    found = build(pretraining("flm_tiny"), f'VOCABULARY="{other.path}"')
+    with pytest.raises(ValueError, match=r"expected the tokenizer that .* was prepared with.*VOCABULARY"):
+        found["summarize_config_fn"](str(tmp_path), None, 0)
+
+
+def test_a_misspelt_macro_is_told(build: Build, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    build(pretraining("flm_tiny"), "LEARNING_RAET=1")["summarize_config_fn"](str(tmp_path), None, 0)
+    (line,) = [record.message for record in caplog.records if "nothing uses it" in record.message]
+    assert line == "the gin macro LEARNING_RAET is set, but nothing uses it; did you mean LEARNING_RATE?"

@@ -3,6 +3,7 @@
 import glob
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -113,9 +114,9 @@ def losses_of_flm(model_dir: Path) -> dict[int, float]:
 
 @pytest.fixture(scope="module")
 def under_t5x(run_t5x: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """MODEL_DIR of 20 steps, not interrupted."""
+    """MODEL_DIR of 20 steps, not interrupted; given as a path from the working directory."""
     model_dir = tmp_path_factory.mktemp("under_t5x")
-    run_t5x("t5x.train", TINY, f'--gin.MODEL_DIR="{model_dir}"')
+    run_t5x("t5x.train", TINY, f'--gin.MODEL_DIR="{os.path.relpath(model_dir, ROOT)}"')
     return model_dir
 
 
@@ -147,10 +148,14 @@ def test_it_trains_saves_evaluates_and_infers(under_t5x: Path) -> None:
     losses = losses_of_t5x(under_t5x)
     assert set(losses) == set(range(1, 21)) and losses[20] < losses[1] / 2
     evaluated = {path.name for path in (under_t5x / "training_eval").iterdir()}
-    assert {"en_prepared", "zh_prepared", "instruct_prepared"} <= evaluated
-    metrics = [json.loads(line) for line in (under_t5x / "inference_eval/instruct-metrics.jsonl").open()]
+    assert {"en_held_out", "zh_held_out", "instruct_held_out"} <= evaluated
+    metrics = [
+        json.loads(line) for line in (under_t5x / "inference_eval/instruct_questions-metrics.jsonl").open()
+    ]
     assert [line["step"] for line in metrics] == [10, 20]
-    assert all(line["log_likelihood"] < 0 <= line["exact_match"] for line in metrics)
+    assert metrics[0]["log_likelihood"] != metrics[1]["log_likelihood"]
+    answers = (under_t5x / "inference_eval/instruct_questions-000020.jsonl").read_text().splitlines()
+    assert len(answers) == 16 and all("prediction" in json.loads(answer) for answer in answers)
 
 
 def test_the_logged_learning_rate_is_the_one_that_acts(under_t5x: Path, under_flm: Path) -> None:
@@ -269,7 +274,16 @@ def test_grown_between_two_runs(
 
     losses = losses_of_t5x(model_dir)
     assert set(losses) == set(range(21, 41)) and losses[40] < losses[21]
-    shutil.copytree(grown, ours)
+    # Started again it needs the grown checkpoint no more: it has become its own.
+    again = tmp_path / "again"
+    again.mkdir()
+    for name in ("checkpoint_30", "flm_metadata.json"):
+        source = model_dir / name
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, again / name)
+    shutil.move(grown, ours)
+    flags[1] = f'--gin.MODEL_DIR="{again}"'
+    run_t5x("t5x.train", TINY, FROM_CHECKPOINT, *flags, f'--gin.DATA_DIR="{under_t5x}"')
+    assert_bitwise_equal(model_dir / "checkpoint_40", again / "checkpoint_40")
     assert flm_train(tmp_path, ours, under_t5x, FLM_RUN, FLM_STAGES) == 0
     assert losses_of_flm(ours) == pytest.approx(losses, rel=1e-5)
 
@@ -286,34 +300,55 @@ def questions(under_t5x: Path) -> list[str]:
         "--gin.VALIDATION_EVERY=10",
         '--gin.INFER_LENGTHS={"inputs": 48, "targets": 16}',
         "--gin.BATCH_SIZE=8",
-        f'--gin.CHECKPOINT_PATH="{under_t5x / "checkpoint_20"}"',
+        f'--gin.CHECKPOINT_PATH="{os.path.relpath(under_t5x / "checkpoint_20", ROOT)}"',
     ]
 
 
 def test_eval(run_t5x: Run, questions: list[str], tmp_path: Path) -> None:
     run_t5x("t5x.eval", "--gin_file=gin_configs/t5x/eval.gin", *questions,
             f'--gin.EVAL_OUTPUT_DIR="{tmp_path}"')  # fmt: skip
-    (line,) = (tmp_path / "inference_eval/instruct-metrics.jsonl").read_text().splitlines()
+    (line,) = (tmp_path / "inference_eval/instruct_questions-metrics.jsonl").read_text().splitlines()
     assert json.loads(line)["step"] == 20 and json.loads(line)["log_likelihood"] < 0
 
 
 def test_infer(run_t5x: Run, questions: list[str], tmp_path: Path) -> None:
     run_t5x("t5x.infer", "--gin_file=gin_configs/t5x/infer.gin", *questions,
             f'--gin.INFER_OUTPUT_DIR="{tmp_path}"')  # fmt: skip
-    (answers,) = tmp_path.glob("*instruct-predict.jsonl-00000-of-00001")
+    (answers,) = tmp_path.glob("*instruct_questions-predict.jsonl-00000-of-00001")
     lines = [json.loads(line) for line in answers.read_text().splitlines()]
     assert len(lines) == 40 and all(isinstance(line["prediction"], str) for line in lines)
     assert lines[0]["inputs"]["inputs_pretokenized"].startswith("What is ")
 
 
 def test_streamed_text_and_its_place(run_t5x: Run, tmp_path: Path) -> None:
-    """Tokenized while training; stopped behind step 10 and started again it ends on the same bits."""
+    """Tokenized while training; from the checkpoint of step 10 it ends on the same bits."""
     lengths = '--gin.TASK_FEATURE_LENGTHS={"inputs": 32, "targets": 32}'
     flags = [TINY, "--gin_file=gin_configs/t5x/streaming.gin", lengths]
     one, other = tmp_path / "one", tmp_path / "other"
     run_t5x("t5x.train", *flags, f'--gin.MODEL_DIR="{one}"')
     other.mkdir()
     shutil.copytree(one / "checkpoint_10", other / "checkpoint_10")
+    shutil.copy(one / "flm_metadata.json", other)
     shutil.copytree(one / "tiny_data", other / "tiny_data", copy_function=shutil.copy2)
     run_t5x("t5x.train", *flags, f'--gin.MODEL_DIR="{other}"')
     assert_bitwise_equal(one / "checkpoint_20", other / "checkpoint_20")
+
+
+def test_the_set_up_of_the_page(run_t5x: Run, under_t5x: Path, tmp_path: Path) -> None:
+    """A gin file of one's own around our model, on a task of one's own."""
+    (block,) = re.findall(r"(?ms)^```gin t5x\n(.*?)^```$", (ROOT / "docs/t5x.md").read_text("utf-8"))
+    (module,) = re.findall(
+        r"(?ms)^```python my_tasks.py\n(.*?)^```$", (ROOT / "docs/t5x.md").read_text("utf-8")
+    )
+    (tmp_path / "own.gin").write_text(block)
+    (tmp_path / "my_tasks.py").write_text(module.replace("data/en.txt", f"{under_t5x}/tiny_data/en.jsonl"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "path", [str(tmp_path), *sys.path])
+        tokenizer = f'--gin.VOCABULARY="{under_t5x / "tiny_data/tokenizer.model"}"'
+        sizes = ("num_layers=1", "d_model=64", "d_ff=64")
+        run_t5x("t5x.train", f"--gin_file={tmp_path / 'own.gin'}", f'--gin.MODEL_DIR="{tmp_path / "run"}"',
+                tokenizer, "--gin.TRAIN_STEPS=3", "--gin.WARMUP_STEPS=1", "--gin.BATCH_SIZE=8",
+                *(f"--gin.config.ModelConfig.{size}" for size in sizes))  # fmt: skip
+    losses, rates = losses_of_t5x(tmp_path / "run"), losses_of_t5x(tmp_path / "run", "learning_rate")
+    assert losses and max(rates.values()) < 1e-3
+    assert load_params(tmp_path / "run")[2] == 3

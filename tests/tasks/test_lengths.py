@@ -49,6 +49,18 @@ def test_the_last_inputs_stand_with_the_first_targets() -> None:
     assert cut([document], {"inputs": 4, "targets": 2}) == [([1, 2, 3, 4], []), ([5, 6], [7, 8]), ([], [9])]
 
 
+def test_the_texts_are_left_out_of_the_pieces() -> None:
+    import tensorflow as tf
+
+    from flm_jax.tasks.lengths import cut_to_lengths
+
+    document = {"inputs": [[1]], "targets": [[2, 3]], "targets_pretokenized": ["long"]}
+    (first, _) = cut_to_lengths(
+        tf.data.Dataset.from_tensor_slices(document), {"inputs": 1, "targets": 1}, task="t", needs_inputs=True
+    ).as_numpy_iterator()
+    assert set(first) == {"inputs", "targets"}
+
+
 def test_without_lengths_nothing_is_cut() -> None:
     document = ([1] * 30, [2] * 40)
     assert cut([document], None, needs=True) == [document]

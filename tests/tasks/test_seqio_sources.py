@@ -80,6 +80,8 @@ def test_without_a_seed_the_order_is_another_every_time(sources: Any, prepared: 
 def test_what_is_wrong_is_named(sources: Any, prepared: Path) -> None:
     with pytest.raises(ValueError, match="FIRST_SEQUENCE"):
         sources.PreparedSource(prepared, MIXTURE, 64, first=-1)
+    with pytest.raises(ValueError, match="SHUFFLE_TRAIN_EXAMPLES"):
+        sources.PreparedSource(prepared, MIXTURE, 64, first=8).get_dataset("train", shuffle=False)
     with pytest.raises(ValueError, match="TASK_FEATURE_LENGTHS"):
         sources.PreparedSource(prepared, MIXTURE, 65)
 
@@ -148,8 +150,11 @@ def test_an_error_in_the_reading_is_not_an_end(sources: Any) -> None:
         yield TEXTS[0]
         raise OSError("the disk is gone")
 
-    with pytest.raises(Exception, match="the disk is gone"):
-        list(sources.TextSource(broken, ["train"]).get_dataset("train"))
+    texts = iter(sources.TextSource(broken, ["train"]).get_dataset("train"))
+    next(texts)
+    for _ in range(2):  # who asks again is not told that this was all
+        with pytest.raises(Exception, match="the disk is gone"):
+            next(texts)
 
 
 SHUTDOWN = """

@@ -52,6 +52,10 @@ def batches(name: str, lengths: dict[str, int], **how: Any) -> Any:
 def test_prepared_batches_are_those_of_the_reader(seqio_tasks: Any, prepared: Path) -> None:
     name = seqio_tasks.prepared(prepared, SHARES, {"targets": 64}, first_sequence=8)
     assert name == seqio_tasks.prepared(prepared, SHARES, {"targets": 64}, first_sequence=8)  # gin asks again
+    # A second one of that name would take its place before t5x has read from it.
+    with pytest.raises(ValueError, match=r"'prepared' would stand for two things.*prepared\.name"):
+        seqio_tasks.prepared(prepared, SHARES, {"targets": 64})
+    assert seqio_tasks.prepared(prepared, SHARES, {"targets": 64}, name="another") == "another"
     found = list(itertools.islice(batches(name, {"targets": 64}), 3))
     reader = Reader(prepared, SHARES, 64, seed=0)
     for index, batch in enumerate(found):
@@ -66,9 +70,9 @@ def test_held_out_tasks_are_evaluated_one_by_one(seqio_tasks: Any, prepared: Pat
 
     mixture = seqio.get_mixture_or_task(seqio_tasks.held_out(prepared, SHARES, 64))
     names = {task.name for task in seqio.get_subtasks(mixture)}
-    assert names == {"en_prepared", "zh_prepared", "instruct_prepared"}
+    assert names == {"en_held_out", "zh_held_out", "instruct_held_out"}
     task = PreparedTask(prepared / "en")
-    rows = seqio.TaskRegistry.get("en_prepared").get_dataset(
+    rows = seqio.TaskRegistry.get("en_held_out").get_dataset(
         {"targets": 64}, split="validation", shuffle=False
     )
     assert sum(1 for _ in rows) == task.num_sequences("validation")
@@ -96,7 +100,7 @@ def test_streamed_shares_of_tokens(
 
 def test_streamed_batches(seqio_tasks: Any, tasks: list, vocabulary: Vocabulary) -> None:
     """Packed to both lengths together, with the loss on responses only."""
-    batch = next(batches(seqio_tasks.streamed(tasks, vocabulary, "instruct", LENGTHS), LENGTHS))
+    batch = next(batches(seqio_tasks.streamed(tasks, vocabulary, "instruct", LENGTHS, name="few"), LENGTHS))
     assert batch["decoder_target_tokens"].shape == (4, 64)
     assert batch["decoder_segment_ids"].max() > 1
     for weights, segments in zip(batch["decoder_loss_weights"], batch["decoder_segment_ids"], strict=True):
@@ -110,11 +114,15 @@ def test_questions_are_the_tasks_with_prompts(seqio_tasks: Any, tasks: list, voc
 
     mixture = seqio.get_mixture_or_task(seqio_tasks.questions(tasks, vocabulary, SHARES, LENGTHS))
     (task,) = seqio.get_subtasks(mixture)
-    assert task.name == "instruct" and len(task.metric_fns) == 2
+    assert task.name == "instruct_questions" and len(task.metric_fns) == 2
     batch = next(batches("questions", LENGTHS, pack=False, shuffle=False, dataset_split="validation"))
     assert "decoder_segment_ids" not in batch and batch["decoder_causal_attention"].any()
     with pytest.raises(ValueError, match=r"expected instruction tasks.*MIXTURE_OR_TASK_NAME"):
         seqio_tasks.questions(tasks, vocabulary, {"en": 1.0}, LENGTHS)
+    # Half a question is no question.
+    few = {"inputs": 32, "targets": 3}
+    with pytest.raises(Exception, match=r"targets of at most 3 tokens in task .*instruct.*INFER_LENGTHS"):
+        next(batches("questions", few, pack=False, shuffle=False, dataset_split="validation"))
 
 
 def test_mistakes_are_named(
@@ -136,7 +144,7 @@ def test_the_vocabulary_is_that_of_the_tasks(seqio_tasks: Any, tasks: list, voca
     import seqio
 
     seqio_tasks.questions(tasks, vocabulary, "instruct", LENGTHS)
-    features = seqio.TaskRegistry.get("instruct").output_features
+    features = seqio.TaskRegistry.get("instruct_questions").output_features
     assert features["targets"].vocabulary == seqio_tasks.vocabulary(vocabulary.path)
 
 

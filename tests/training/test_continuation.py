@@ -13,7 +13,8 @@ from flm_jax.grow.errors import GrowthError
 from flm_jax.optimizer import width_multipliers
 from flm_jax.training import continuation
 from flm_jax.training.checkpoint_growth import CheckpointGrowth, Settings
-from flm_jax.training.checkpoints import RUN_METADATA, CheckpointMismatchError, load_params
+from flm_jax.training.checkpoints import load_params
+from flm_jax.training.metadata import RUN_METADATA, CheckpointMismatchError
 from flm_jax.training.trainer import Outcome
 from tests.training import runs
 

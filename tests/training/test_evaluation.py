@@ -1,5 +1,6 @@
 """`flm eval`: the held-out loss of a checkpoint is what the run printed."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -8,6 +9,9 @@ from typing import Any
 import pytest
 
 from flm_jax import cli
+from flm_jax.grow.lineage import Lineage
+from flm_jax.training import continuation
+from flm_jax.training.checkpoint_growth import CheckpointGrowth, Settings
 from flm_jax.training.evaluation import evaluate
 from flm_jax.training.run_log import read_metrics
 from tests.prepared_data import make_tokenizer, write_texts
@@ -44,6 +48,22 @@ def test_it_is_what_the_run_said(
     assert printed[0].endswith(f"checkpoint_4: {runs.CONFIG.num_params:,} parameters")
     assert [line.split()[0] for line in printed[2:]] == sorted(runs.MIXTURE)
     assert f"{found['tasks']['en']['loss']:.4f}" in printed[2]
+
+
+def test_in_mid_ramp_it_is_under_the_mask(model_dir: Path, prepared_dir: Path, tmp_path: Path) -> None:
+    """Just grown, hidden by the mask: the loss of the small model, and another one without the mask."""
+    target = dataclasses.replace(runs.CONFIG, d_model=32, d_ff=80)
+    CheckpointGrowth(model_dir, target, Settings(method="msg")).write(tmp_path / "grown")
+    before, after = (evaluate(str(path), str(prepared_dir)).tasks for path in (model_dir, tmp_path / "grown"))
+    assert [loss.loss for loss in after.values()] == pytest.approx(
+        [loss.loss for loss in before.values()], rel=1e-6
+    )
+    metadata = continuation.find(tmp_path / "grown").metadata
+    assert Lineage.from_json(metadata.growth_record).mask_at(4) is not None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Lineage, "mask_at", lambda self, step: None)
+        unmasked = evaluate(str(tmp_path / "grown"), str(prepared_dir)).tasks
+    assert unmasked["en"].loss != pytest.approx(before["en"].loss, rel=1e-4)
 
 
 def test_a_part_of_it(model_dir: Path, prepared_dir: Path) -> None:

@@ -26,8 +26,9 @@ from flm_jax.grow.operators import METHODS
 from flm_jax.grow.schedule import Route, Stage
 from flm_jax.partitioning import MeshShape
 from flm_jax.tasks.reader import Reader
-from flm_jax.training.checkpoints import CheckpointMismatchError, load_params
+from flm_jax.training.checkpoints import load_params
 from flm_jax.training.leg import Leg
+from flm_jax.training.metadata import CheckpointMismatchError
 from flm_jax.training.run import Run
 from flm_jax.training.run_log import read_metrics
 from flm_jax.training.step import skipping_non_finite, train_step

@@ -10,8 +10,9 @@ import pytest
 from flm_jax import optimizer
 from flm_jax.grow.lineage import Lineage
 from flm_jax.grow.schedule import Route
-from flm_jax.training.checkpoints import CheckpointMismatchError, load_params
+from flm_jax.training.checkpoints import load_params
 from flm_jax.training.leg import Leg
+from flm_jax.training.metadata import CheckpointMismatchError
 from flm_jax.training.trainer import Outcome, Trainer
 from tests.grow.growths import largest_difference, old_entries
 from tests.models import small_config

@@ -22,7 +22,8 @@ import tensorstore as ts
 
 from flm_jax.partitioning import MeshShape
 from flm_jax.training import streaming
-from flm_jax.training.checkpoints import Checkpoints, Metadata
+from flm_jax.training.checkpoints import Checkpoints
+from flm_jax.training.metadata import Metadata
 from flm_jax.training.state import TrainState, abstract_state
 from flm_jax.training.streaming import LazyArray, StoredState, StreamedArrayError
 from tests.models import small_config

@@ -19,7 +19,8 @@ from flm_jax.model import TokenSums
 from flm_jax.optimizer import adamw
 from flm_jax.partitioning import MeshShape
 from flm_jax.training import run as run_module
-from flm_jax.training.checkpoints import CheckpointMismatchError, Checkpoints, Metadata, load_params
+from flm_jax.training.checkpoints import Checkpoints, load_params
+from flm_jax.training.metadata import CheckpointMismatchError, Metadata
 from flm_jax.training.run_log import read_metrics
 from flm_jax.training.state import abstract_state
 from flm_jax.training.step import skipping_non_finite
