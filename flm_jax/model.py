@@ -46,7 +46,7 @@ class LanguageModel:
 
     Args:
         config: The model's sizes.
-        vocabulary: Of the data, seqio's; t5x compares it with the task's. Our trainer needs none.
+        vocabulary: Of the data, seqio's; `t5x.infer` compares it with the task's. Our trainer needs none.
         optimizer_def: Under t5x its `OptimizerDef`; our trainer takes the optimizer by itself.
         z_loss: Coefficient of the squared log normaliser (PaLM, section 5).
         loss_normalizing_factor: What the summed loss is divided by; None is the number of tokens with loss, of the

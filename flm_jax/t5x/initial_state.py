@@ -5,7 +5,6 @@ wants to restore one, which no checkpoint but its own has. As the initial state 
 """
 
 import logging
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,7 +13,6 @@ from jax.sharding import NamedSharding, PartitionSpec
 from t5x import train_state as t5x_state
 from t5x import utils
 
-from flm_jax.training.checkpoints import key_path
 from flm_jax.training.continuation import find
 from flm_jax.training.metadata import CheckpointMismatchError, Metadata, mismatches
 from flm_jax.training.streaming import StoredState, handler
@@ -64,19 +62,13 @@ class FromCheckpoint(utils.TrainStateInitializer):
 
         item = jax.tree.map(wanted, state.state_dict(), axes, is_leaf=lambda leaf: leaf is None)
         directory = found.directory / "state"
-        _check_arrays(directory, item)
+        if different := StoredState(directory).differences(item):
+            raise CheckpointMismatchError(
+                f"the arrays of {found.directory} are not those of this model and optimizer: "
+                f"{', '.join(different[:5])} differ; bind wrapped_optimizer.optimizer_def.optimizer to the optimizer "
+                "that it was trained with"
+            )
         logging.info("Initial state from %s", found.directory)
         restore = ocp.args.PyTreeRestore(item, restore_args=ocp.checkpoint_utils.construct_restore_args(item))
         with ocp.Checkpointer(handler()) as checkpointer:
             return state.restore_state(checkpointer.restore(directory.absolute(), args=restore))
-
-
-def _check_arrays(directory: Path, item: Any) -> None:
-    expected = {key_path(path): leaf.shape for path, leaf in jax.tree_util.tree_flatten_with_path(item)[0]}
-    found = {path: array.shape for path, array in StoredState(directory).arrays.items()}
-    if different := sorted(path for path in {**expected, **found} if expected.get(path) != found.get(path)):
-        names = ", ".join("/".join(path) for path in different[:5])
-        raise CheckpointMismatchError(
-            f"the arrays of {directory.parent} are not those of this model and optimizer: {names} differ; bind "
-            "wrapped_optimizer.optimizer_def.optimizer to the optimizer that it was trained with"
-        )

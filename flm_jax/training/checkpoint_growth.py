@@ -137,13 +137,10 @@ def stored_state(
     """
     like = abstract_state(config, optimizer, _one_device())
     tree = to_tree(like)
-    expected = {key_path(path): leaf.shape for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
-    found = {path: array.shape for path, array in state.arrays.items()}
-    if different := sorted(path for path in {**expected, **found} if expected.get(path) != found.get(path)):
-        names = ", ".join("/".join(path) for path in different[:5])
+    if different := state.differences(tree):
         raise GrowthError(
-            f"the checkpoint's arrays are not those of its model and the optimizer: {names} differ; bind "
-            "Trainer.optimizer to the optimizer that it was trained with (optimizer.adamw unless bound)"
+            f"the checkpoint's arrays are not those of its model and the optimizer: {', '.join(different[:5])} differ; "
+            "bind Trainer.optimizer to the optimizer that it was trained with (optimizer.adamw unless bound)"
         )
     stored = from_tree(
         jax.tree_util.tree_map_with_path(lambda path, _: Stored(state, key_path(path)), tree), like

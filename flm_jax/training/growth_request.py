@@ -74,9 +74,11 @@ def _parse(config: ModelConfig, options: argparse.Namespace) -> None:
 def _wanted(metadata: Metadata) -> tuple[ModelConfig, dict[str, Any]]:
     """The target, and the settings that the gin files say."""
     said: dict[str, Any] = {}
-    if _is_bound("trainer.Trainer.optimizer"):
-        said["optimizer"] = gin.query_parameter("trainer.Trainer.optimizer").scoped_configurable_fn
-    if not _is_bound("trainer.Trainer.stages"):
+    if _is_bound("flm_jax.training.trainer.Trainer.optimizer"):
+        said["optimizer"] = gin.query_parameter(
+            "flm_jax.training.trainer.Trainer.optimizer"
+        ).scoped_configurable_fn
+    if not _is_bound("flm_jax.training.trainer.Trainer.stages"):
         return gin.get_configurable(ModelConfig)(), said
     run = gin.get_configurable(Trainer)()
     index = len(metadata.growth_record) + 1

@@ -89,6 +89,14 @@ class StoredState:
         # It caches the index of the chunks, not chunks.
         self._context = ocp.type_handlers.get_ts_context(use_ocdbt=True)
 
+    def differences(self, tree: Any) -> list[str]:
+        """The arrays, by their paths, that are here or in `tree` and not in both, or not of one shape."""
+        leaves = jax.tree_util.tree_leaves_with_path(tree)
+        expected = {tuple(str(entry.key) for entry in path): leaf.shape for path, leaf in leaves}
+        found = {path: array.shape for path, array in self.arrays.items()}
+        paths = sorted({**expected, **found})
+        return ["/".join(path) for path in paths if expected.get(path) != found.get(path)]
+
     def read(self, path: KeyPath, index: int | None = None) -> np.ndarray:
         """Reads one array, or one slice of it; of the disk only the chunks that hold it.
 

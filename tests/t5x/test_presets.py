@@ -1,5 +1,6 @@
 """t5x's own parser reads the gin files of every preset, and builds what its `train` is called with."""
 
+import contextlib
 import dataclasses
 import json
 import shutil
@@ -11,13 +12,20 @@ from typing import Any
 import gin
 import jax
 import numpy as np
+import optax
 import pytest
+from flax.core import unfreeze
 
-from flm_jax import grow, presets
+from flm_jax import LanguageModel, grow, presets
 from flm_jax.grow.lineage import Lineage
+from flm_jax.optimizer import adamw
+from flm_jax.partitioning import MeshShape
 from flm_jax.tasks.reader import Reader
 from flm_jax.training import continuation
+from flm_jax.training.checkpoints import Checkpoints
 from flm_jax.training.metadata import RUN_METADATA, CheckpointMismatchError, Metadata
+from flm_jax.training.state import create_state
+from flm_jax.training.step import skipping_non_finite
 from tests import prepared_data
 from tests.t5x.gin_files import PRESETS, ROOT
 
@@ -168,6 +176,29 @@ def test_from_a_checkpoint(build: Build, checkpoint: Path) -> None:
         build(files, 'INITIAL_CHECKPOINT="/nowhere"')
     with pytest.raises(ValueError, match="local directory"):
         build(files, 'INITIAL_CHECKPOINT="gs://bucket/run"')
+
+
+def test_the_arrays_of_a_checkpoint(build: Build, checkpoint: Path) -> None:
+    """Onto t5x's mesh, bit for bit; those of another optimizer are refused."""
+    from flm_jax.t5x.wrapped_optimizer import optimizer_def
+
+    config, mesh = presets.flm_tiny(), MeshShape(data=1).build(jax.devices()[:1])
+    optimizer = skipping_non_finite(adamw(config, lambda count: 1e-3))
+    ours = create_state(LanguageModel(config), optimizer, mesh, seed=4)
+    metadata = continuation.find(checkpoint).metadata
+    shutil.rmtree(checkpoint.parent)
+    with contextlib.closing(Checkpoints(checkpoint.parent)) as checkpoints:
+        checkpoints.save(ours._replace(step=jax.numpy.int32(30)), metadata)
+    found = build([*pretraining("flm_tiny"), "t5x/from_checkpoint"], f'INITIAL_CHECKPOINT="{checkpoint}"')
+    state = initializer(found).from_scratch(jax.random.PRNGKey(0))
+    assert int(state.step) == 30
+    jax.tree.map(np.testing.assert_array_equal, unfreeze(state.params), ours.params)
+    assert len(state.params["token_embedding"]["embedding"].sharding.device_set) == len(jax.devices())
+    found["model"].optimizer_def = optimizer_def(optax.sgd(1e-3, momentum=0.9))
+    with pytest.raises(
+        CheckpointMismatchError, match=r"optimizer: state/param_states/.* differ; bind wrapped"
+    ):
+        initializer(found).from_scratch(jax.random.PRNGKey(0))
 
 
 def test_once_begun_a_run_asks_itself(build: Build, checkpoint: Path, tmp_path: Path) -> None:
