@@ -189,7 +189,12 @@ def test_the_arrays_of_a_checkpoint(build: Build, checkpoint: Path) -> None:
     shutil.rmtree(checkpoint.parent)
     with contextlib.closing(Checkpoints(checkpoint.parent)) as checkpoints:
         checkpoints.save(ours._replace(step=jax.numpy.int32(30)), metadata)
-    found = build([*pretraining("flm_tiny"), "t5x/from_checkpoint"], f'INITIAL_CHECKPOINT="{checkpoint}"')
+    files = [*pretraining("flm_tiny"), "t5x/from_checkpoint"]
+    found = build(
+        files,
+        f'INITIAL_CHECKPOINT="{checkpoint}"',
+        "partitioning.PjitPartitioner.model_parallel_submesh=(1, 2)",
+    )
     state = initializer(found).from_scratch(jax.random.PRNGKey(0))
     assert int(state.step) == 30
     jax.tree.map(np.testing.assert_array_equal, unfreeze(state.params), ours.params)
