@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import grain
 import numpy as np
 import seqio
 import tensorflow as tf
@@ -147,7 +148,8 @@ class PreparedSource(seqio.DataSource):
                 "True, or FIRST_SEQUENCE to 0"
             )
         else:
-            sequences = _OneAfterTheOther([task.source(split) for task in self.tasks])
+            sources = [grain.MapDataset.source(task.source(split)) for task in self.tasks]
+            sequences = grain.MapDataset.concatenate(sources)
             numbers = tf.data.Dataset.range(len(sequences))
         if shard_info is not None:
             numbers = numbers.shard(shard_info.num_shards, shard_info.index)
@@ -161,21 +163,6 @@ class PreparedSource(seqio.DataSource):
 
         blank = [np.zeros(self.length, np.int32)] * len(PACKED_FEATURES)
         return _looked_up(numbers, look_up, blank, [tf.int32] * len(PACKED_FEATURES)).map(example)
-
-
-class _OneAfterTheOther(Sequence):
-    """Sequences, joined without copying them."""
-
-    def __init__(self, parts: Sequence[Any]) -> None:
-        self._parts = parts
-        self._ends = list(itertools.accumulate(len(part) for part in parts))
-
-    def __len__(self) -> int:
-        return self._ends[-1]
-
-    def __getitem__(self, index: Any) -> Any:
-        part = int(np.searchsorted(self._ends, index, side="right"))
-        return self._parts[part][index - (self._ends[part] - len(self._parts[part]))]
 
 
 class TextSource(seqio.DataSource):
