@@ -30,6 +30,9 @@ setup(
         "tensorflow-datasets>=4.9.10",
         "importlib_resources>=6.5",  # tensorflow-datasets imports it and does not ask for it
         "sentencepiece>=0.2.1",
+        "fsspec>=2025.9.0",  # text in cloud storage
+        "pyarrow>=20.0",  # Parquet; tensorflow-datasets wants it too
+        "backports.zstd>=1.0",  # tells a truncated file from a whole one, where zstandard does not
         "grain>=0.2.18",  # random access to the prepared files, without TensorFlow
         "array_record>=0.8.1",
         "gin-config>=0.5.0",

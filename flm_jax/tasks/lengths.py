@@ -65,6 +65,30 @@ def cut_to_lengths(
     return dataset.flat_map(pieces)
 
 
+def leave_out_longer(
+    dataset: tf.data.Dataset,
+    sequence_length: Mapping[str, int] | None = None,
+    *,
+    task: str,
+    needs_inputs: bool,
+) -> tf.data.Dataset:
+    """Seqio preprocessor: examples without room are left out, as in `flm data prepare`, which also counts them.
+
+    Half of a teacher signal's statement would have the label of the whole. Args and Raises as `cut_to_lengths`.
+    """
+    if not sequence_length:
+        return dataset
+    check_lengths(sequence_length, task, needs_inputs)
+
+    def has_room(example: dict[str, tf.Tensor]) -> tf.Tensor:
+        fits = [tf.size(example[name]) <= sequence_length[name] for name in ("inputs", "targets")]
+        return tf.reduce_all(fits)
+
+    return dataset.filter(has_room).map(
+        lambda example: {name: example[name] for name in ("inputs", "targets")}
+    )
+
+
 def refuse_longer(
     dataset: tf.data.Dataset, sequence_length: Mapping[str, int] | None = None, *, task: str
 ) -> tf.data.Dataset:

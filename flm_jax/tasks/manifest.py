@@ -12,7 +12,8 @@ from typing import Any
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.model"
 RECORDS = ".array_record"
-FORMAT = 1  # of the records and of the manifest; another number is not read
+FORMAT = 2  # of the records and of the manifest
+_READ = (1, 2)  # format 1 counted less; another number is not read
 
 
 @dataclass(frozen=True)
@@ -38,21 +39,47 @@ class SplitManifest:
 
     Attributes:
         documents: number of documents.
+        examples: that they became; a conversation is one, a classified text is two or more statements.
         tokens: of inputs and targets, without padding.
         loss_tokens: those with loss weight 1.
-        bytes: UTF-8 bytes of the documents' targets: what the loss tokens stand for.
+        bytes: UTF-8 bytes of the examples' targets: what the loss tokens stand for.
+        characters: of the documents' text.
+        scripts: of those characters, by script, e.g. `{"han": 812, "latin": 34}`.
+        tokens_per_document: a histogram: upper bound, a power of two, to the number of documents.
+        removed: kind of cleaning to the number of documents that it took out.
         sequences: packed sequences.
         padding: share of the positions that hold padding, 0 to 1.
         files: in the order of the records.
     """
 
     documents: int = 0
+    examples: int = 0
     tokens: int = 0
     loss_tokens: int = 0
     bytes: int = 0
+    characters: int = 0
+    scripts: dict[str, int] = field(default_factory=dict)
+    tokens_per_document: dict[str, int] = field(default_factory=dict)
+    removed: dict[str, int] = field(default_factory=dict)
     sequences: int = 0
     padding: float = 0.0
     files: list[PreparedFile] = field(default_factory=list)
+
+    def include(self, later: "SplitManifest", length: int) -> None:
+        """All of another part of the split, of sequences of `length`; its files come behind these."""
+        for name in ("documents", "examples", "tokens", "loss_tokens", "bytes", "characters", "sequences"):
+            setattr(self, name, getattr(self, name) + getattr(later, name))
+        for name in ("scripts", "tokens_per_document", "removed"):
+            mine = getattr(self, name)
+            for key, count in getattr(later, name).items():
+                mine[key] = mine.get(key, 0) + count
+        self.files += later.files
+        self.padding = 1 - self.tokens / (self.sequences * length) if self.sequences else 0.0
+
+    @staticmethod
+    def from_json(values: dict[str, Any]) -> "SplitManifest":
+        """From plain JSON values."""
+        return SplitManifest(**{**values, "files": [PreparedFile(**file) for file in values["files"]]})
 
 
 @dataclass(frozen=True)
@@ -65,7 +92,7 @@ class Manifest:
         vocabulary: `{"sha256": ..., "size": ...}` of the tokenizer.
         definition: of the task with its files, as `fingerprint()` gave it; preparing again compares it.
         splits: split -> what it holds.
-        problems: `{"count": ..., "places": [...]}`, what the source could not read.
+        problems: what was found wrong, by kind with the first places (`Problems.to_json`).
         format: version of the format.
     """
 
@@ -98,12 +125,9 @@ def read_manifest(directory: Path) -> Manifest:
         )
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
-        if fields["format"] != FORMAT:
+        if fields["format"] not in _READ:
             raise ValueError(f"its format is {fields['format']}, this version reads {FORMAT}")
-        splits = {
-            name: SplitManifest(**{**split, "files": [PreparedFile(**file) for file in split["files"]]})
-            for name, split in fields.pop("splits").items()
-        }
+        splits = {name: SplitManifest.from_json(split) for name, split in fields.pop("splits").items()}
         return Manifest(**fields, splits=splits)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(

@@ -71,6 +71,11 @@ def chunk(
     """
     tokens = np.concatenate([np.asarray(inputs, np.int32), np.asarray(targets, np.int32)])
     weights = np.concatenate([np.zeros(len(inputs), np.uint8), np.ones(len(targets), np.uint8)])
+    return cut(tokens, weights, length)
+
+
+def cut(tokens: np.ndarray, weights: np.ndarray, length: int) -> list[Chunk]:
+    """`chunk` for tokens that know their loss weights: int32 and uint8 `[n]`."""
     if (tokens == PAD_ID).any():
         raise ValueError(
             f"expected no pad ({PAD_ID}) among the tokens of a document, found one: no text becomes pad"

@@ -1,4 +1,4 @@
-"""Sources of seqio tasks whose place in the stream can be saved: prepared sequences, and texts in their files.
+"""Sources of seqio tasks whose place in the stream can be saved: prepared sequences, and examples of documents.
 
 tf.data saves the place of a pipeline that begins with a range of numbers, and not that of a Python generator. So both
 begin with a range, and Python looks up what belongs to each number. Importing this imports TensorFlow.
@@ -49,10 +49,18 @@ def _end_all_pipelines() -> None:
 def _looked_up(
     numbers: tf.data.Dataset,
     look_up: Callable[[int], Sequence[np.ndarray] | None],
-    blank: Sequence[np.ndarray],
-    types: Sequence[tf.DType],
+    specs: Sequence[tf.TensorSpec],
 ) -> tf.data.Dataset:
-    """What belongs to each number, as a tuple, until `look_up` gives None; `blank` has its shapes and is never seen."""
+    """What belongs to each number, as a tuple of `specs`, until `look_up` gives None."""
+    # In place of what is not there; never seen.
+    blank = [
+        np.full(
+            [size or 0 for size in spec.shape],
+            "" if spec.dtype == tf.string else 0,
+            spec.dtype.as_numpy_dtype,
+        )
+        for spec in specs
+    ]
 
     def call(number: np.int64) -> list[np.ndarray | np.bool_]:
         _calling.add(threading.get_ident())
@@ -63,9 +71,9 @@ def _looked_up(
         return [np.bool_(found is not None), *(blank if found is None else found)]
 
     def entry(number: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        there, *values = tf.numpy_function(call, [number], [tf.bool, *types])
+        there, *values = tf.numpy_function(call, [number], [tf.bool, *(spec.dtype for spec in specs)])
         return tf.ensure_shape(there, []), *(
-            tf.ensure_shape(value, like.shape) for value, like in zip(values, blank, strict=True)
+            tf.ensure_shape(value, spec.shape) for value, spec in zip(values, specs, strict=True)
         )
 
     return numbers.map(entry).take_while(_is_there).map(_values).with_options(_OPTIONS)
@@ -161,19 +169,21 @@ class PreparedSource(seqio.DataSource):
         def example(*rows: tf.Tensor) -> dict[str, tf.Tensor]:
             return dict(zip(PACKED_FEATURES, rows, strict=True))
 
-        blank = [np.zeros(self.length, np.int32)] * len(PACKED_FEATURES)
-        return _looked_up(numbers, look_up, blank, [tf.int32] * len(PACKED_FEATURES)).map(example)
+        specs = [tf.TensorSpec([self.length], tf.int32)] * len(PACKED_FEATURES)
+        return _looked_up(numbers, look_up, specs).map(example)
 
 
-class TextSource(seqio.DataSource):
-    """Documents as `{"inputs": text, "targets": text}`, in their order; a saved place is found by reading up to it.
+class ExampleSource(seqio.DataSource):
+    """Examples of documents, in their order; a saved place is found by reading up to it.
+
+    `inputs` and `targets` are tokens, int32 `[n]`, `inputs_pretokenized` and `targets_pretokenized` their texts.
 
     Args:
-        read: `read(split)` gives the documents of a split, always the same in the same order.
+        read: `read(split)` gives the examples of a split, always the same in the same order.
         splits: That there are.
     """
 
-    def __init__(self, read: Callable[[str], Iterator[Mapping[str, str]]], splits: Collection[str]) -> None:
+    def __init__(self, read: Callable[[str], Iterator[Mapping[str, Any]]], splits: Collection[str]) -> None:
         self._read = read
         super().__init__(splits=splits, caching_permitted=True)
 
@@ -194,37 +204,43 @@ class TextSource(seqio.DataSource):
         shard_info: seqio.ShardInfo | None = None,
         **unused: Any,
     ) -> tf.data.Dataset:
-        """The documents in their order, which seqio shuffles in a buffer behind this."""
+        """The examples in their order, which seqio shuffles in a buffer behind this."""
         cursor = _Cursor(lambda: self._read(split))
-        blank = [np.array("", object)] * len(_TEXTS)
-        return _looked_up(tf.data.Dataset.range(sys.maxsize), cursor, blank, [tf.string] * len(_TEXTS)).map(
-            _document
-        )
+        return _looked_up(tf.data.Dataset.range(sys.maxsize), cursor, list(_EXAMPLE.values())).map(_example)
 
 
-_TEXTS = ("inputs", "targets")
+_EXAMPLE = {
+    "inputs": tf.TensorSpec([None], tf.int32),
+    "targets": tf.TensorSpec([None], tf.int32),
+    "inputs_pretokenized": tf.TensorSpec([], tf.string),
+    "targets_pretokenized": tf.TensorSpec([], tf.string),
+}
 
 
-def _document(*texts: tf.Tensor) -> dict[str, tf.Tensor]:
-    return dict(zip(_TEXTS, texts, strict=True))
+def _example(*values: tf.Tensor) -> dict[str, tf.Tensor]:
+    return dict(zip(_EXAMPLE, values, strict=True))
 
 
 class _Cursor:
-    """A document by its number: the next one is at hand, for another the reading begins anew."""
+    """An example by its number: the next one is at hand, for another the reading begins anew."""
 
-    def __init__(self, read: Callable[[], Iterator[Mapping[str, str]]]) -> None:
+    def __init__(self, read: Callable[[], Iterator[Mapping[str, Any]]]) -> None:
         self._read = read
         self._next = -1
-        self._documents: Iterator[Mapping[str, str]] = iter(())
+        self._examples: Iterator[Mapping[str, Any]] = iter(())
         self._lock = threading.Lock()
 
     def __call__(self, number: int) -> list[np.ndarray] | None:
-        """The texts of the document of this number; None behind the last."""
+        """The values of the example of this number; None behind the last."""
         with self._lock:
             if number != self._next:
-                self._documents = itertools.islice(self._read(), number, None)
+                self._examples = itertools.islice(self._read(), number, None)
             self._next = -1  # where it fails, the next call begins anew, and fails again
-            document = next(self._documents, None)
+            example = next(self._examples, None)
             self._next = number + 1
-        # As objects: numpy's own strings would lose the zero bytes at the end of a text.
-        return None if document is None else [np.array(document[name], object) for name in _TEXTS]
+        # Texts as objects: numpy's own strings would lose the zero bytes at the end of a text.
+        return (
+            None
+            if example is None
+            else [np.array(example[name], spec.dtype.as_numpy_dtype) for name, spec in _EXAMPLE.items()]
+        )

@@ -13,7 +13,8 @@ from typing import Any
 
 import seqio
 
-from flm_jax.tasks.corpora import Corpus, Instructions
+from flm_jax.tasks.corpora import Questions, Task
+from flm_jax.tasks.examples import pairs
 from flm_jax.tasks.lengths import check_lengths, num_pieces
 from flm_jax.tasks.packing import sequence_length
 from flm_jax.tasks.registration import add_mixture, add_task
@@ -77,7 +78,7 @@ def held_out(
 
 
 def streamed(
-    tasks: Sequence[Corpus | Instructions],
+    tasks: Sequence[Task],
     vocabulary: Vocabulary,
     mixture: str | Mapping[str, float],
     task_feature_lengths: Mapping[str, int],
@@ -113,7 +114,7 @@ def streamed(
 
 
 def questions(
-    tasks: Sequence[Corpus | Instructions],
+    tasks: Sequence[Task],
     vocabulary: Vocabulary,
     mixture: str | Mapping[str, float],
     task_feature_lengths: Mapping[str, int],
@@ -128,7 +129,7 @@ def questions(
     """
     shares = {mixture: 1.0} if isinstance(mixture, str) else mixture
     known = _named(tasks, shares).values()
-    asked = [task for task in known if task.name in shares and isinstance(task, Instructions)]
+    asked = [task for task in known if task.name in shares and isinstance(task, Questions)]
     if not asked:
         raise ValueError(
             f"expected instruction tasks in the mixture for inference, found {sorted(shares)}: change the gin binding "
@@ -141,17 +142,20 @@ def questions(
     return name
 
 
-def mean_length(task: Corpus | Instructions, vocabulary: Vocabulary, lengths: Mapping[str, int]) -> float:
+def mean_length(task: Task, vocabulary: Vocabulary, lengths: Mapping[str, int]) -> float:
     """Tokens per example, eos included, over the first documents of a task.
 
     Raises:
         ValueError: it has no documents.
     """
     tokens = examples = 0
-    for text in itertools.islice(task.texts(TRAIN, Problems()), _MEASURED_DOCUMENTS):
-        inputs, targets = (len(vocabulary.encode(text[name])) for name in ("inputs", "targets"))
-        tokens += inputs + targets + 1
-        examples += num_pieces(inputs, targets + 1, lengths)
+    documents = itertools.islice(task.read(TRAIN, Problems()), _MEASURED_DOCUMENTS)
+    for example in (example for document in documents for example in document.examples):
+        for inputs, targets in pairs(example, vocabulary):
+            pieces = num_pieces(len(inputs), len(targets), lengths)
+            if not (task.is_whole and pieces > 1):
+                tokens += len(inputs) + len(targets)
+                examples += pieces
     if not examples:
         raise ValueError(
             f"expected documents in the split {TRAIN!r} of task {task.name!r}, found none: change the gin binding "
@@ -160,9 +164,7 @@ def mean_length(task: Corpus | Instructions, vocabulary: Vocabulary, lengths: Ma
     return tokens / examples
 
 
-def _named(
-    tasks: Sequence[Corpus | Instructions], shares: Mapping[str, float]
-) -> dict[str, Corpus | Instructions]:
+def _named(tasks: Sequence[Task], shares: Mapping[str, float]) -> dict[str, Task]:
     known = {task.name: task for task in tasks}
     if not shares or (unknown := sorted(set(shares) - set(known))):
         raise ValueError(

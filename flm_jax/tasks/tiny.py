@@ -12,7 +12,7 @@ import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from flm_jax.tasks.corpora import Corpus, Instructions
+from flm_jax.tasks.corpora import Task
 from flm_jax.tasks.prepare import prepare
 from flm_jax.tasks.prepared import prepared_tasks
 from flm_jax.tasks.vocabulary import Vocabulary, train_tokenizer_from_files
@@ -66,7 +66,7 @@ def tokenizer(directory: str) -> str:
 
 def prepared(
     directory: str,
-    tasks: Sequence[Corpus | Instructions],
+    tasks: Sequence[Task],
     vocabulary: Vocabulary,
     task_feature_lengths: int | Mapping[str, int],
 ) -> str:

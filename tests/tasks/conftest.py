@@ -8,7 +8,7 @@ import pytest
 
 from flm_jax.tasks.manifest import TOKENIZER, Manifest, SplitManifest
 from flm_jax.tasks.packing import chunk, pack
-from flm_jax.tasks.prepare import _write_file
+from flm_jax.tasks.shards import _write_file
 from flm_jax.tasks.vocabulary import Vocabulary, train_tokenizer
 from tests import prepared_data
 

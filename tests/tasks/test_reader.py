@@ -192,7 +192,7 @@ def test_damaged_files_are_refused(uneven: Path, tmp_path: Path) -> None:
         PreparedTask(path.parent)
     path = damaged("format") / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99}))
-    with pytest.raises(ValueError, match=r"its format is 99, this version reads 1"):
+    with pytest.raises(ValueError, match=r"its format is 99, this version reads 2"):
         PreparedTask(path.parent)
     path = damaged("tokenizer") / "manifest.json"
     manifest = json.loads(path.read_text())

@@ -111,7 +111,15 @@ def test_the_place_in_prepared_data_can_be_saved(sources: Any, prepared: Path, t
         assert_equal(found, expected)
 
 
-TEXTS = [{"inputs": "", "targets": f"text {number}\0"} for number in range(10)]
+TEXTS = [
+    {
+        "inputs": [],
+        "targets": [3 + number] * number,
+        "inputs_pretokenized": "",
+        "targets_pretokenized": f"text {number}\0",
+    }
+    for number in range(10)
+]
 
 
 class Readings:
@@ -120,16 +128,18 @@ class Readings:
     def __init__(self) -> None:
         self.count = 0
 
-    def __call__(self, split: str) -> Iterator[dict[str, str]]:
+    def __call__(self, split: str) -> Iterator[dict[str, Any]]:
         self.count += 1
         yield from TEXTS
 
 
 def test_texts_in_their_order_for_as_many_epochs_as_wanted(sources: Any) -> None:
     read = Readings()
-    dataset = sources.TextSource(read, ["train"]).get_dataset("train").repeat(2)
-    found = [example["targets"] for example in dataset.as_numpy_iterator()]
-    assert found == [text["targets"].encode() for text in TEXTS * 2]
+    dataset = sources.ExampleSource(read, ["train"]).get_dataset("train").repeat(2)
+    found = list(dataset.as_numpy_iterator())
+    texts = [example["targets_pretokenized"] for example in found]
+    assert texts == [text["targets_pretokenized"].encode() for text in TEXTS * 2]
+    assert [example["targets"].tolist() for example in found] == [text["targets"] for text in TEXTS * 2]
     assert read.count == 2
 
 
@@ -137,20 +147,20 @@ def test_the_place_in_texts_can_be_saved(sources: Any, tmp_path: Path) -> None:
     """In the second epoch, behind a shuffling buffer."""
 
     def make() -> Any:
-        dataset = sources.TextSource(Readings(), ["train"]).get_dataset("train").repeat(3)
+        dataset = sources.ExampleSource(Readings(), ["train"]).get_dataset("train").repeat(3)
         return dataset.shuffle(4, seed=1)
 
     one, other = saved_and_restored(make, before=13, after=10, path=tmp_path / "place")
-    assert one == other
-    assert len({example["targets"].item() for example in one}) > 5
+    np.testing.assert_equal(other, one)
+    assert len({example["targets_pretokenized"].item() for example in one}) > 5
 
 
 def test_an_error_in_the_reading_is_not_an_end(sources: Any) -> None:
-    def broken(split: str) -> Iterator[dict[str, str]]:
+    def broken(split: str) -> Iterator[dict[str, Any]]:
         yield TEXTS[0]
         raise OSError("the disk is gone")
 
-    texts = iter(sources.TextSource(broken, ["train"]).get_dataset("train"))
+    texts = iter(sources.ExampleSource(broken, ["train"]).get_dataset("train"))
     next(texts)
     for _ in range(2):  # who asks again is not told that this was all
         with pytest.raises(Exception, match="the disk is gone"):
@@ -159,15 +169,15 @@ def test_an_error_in_the_reading_is_not_an_end(sources: Any) -> None:
 
 SHUTDOWN = """
 import time
-from flm_jax.tasks.seqio_sources import TextSource
+from flm_jax.tasks.seqio_sources import ExampleSource
 
 def read(split):
     while True:
         time.sleep(0.02)
-        yield {"inputs": "", "targets": "text"}
+        yield {"inputs": [], "targets": [5], "inputs_pretokenized": "", "targets_pretokenized": "text"}
 
-texts = TextSource(read, ["train"]).get_dataset("train").prefetch(10_000).as_numpy_iterator()
-print(next(texts)["targets"])
+texts = ExampleSource(read, ["train"]).get_dataset("train").prefetch(10_000).as_numpy_iterator()
+print(next(texts)["targets_pretokenized"])
 """
 
 

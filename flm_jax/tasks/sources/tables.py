@@ -1,0 +1,132 @@
+"""Sources of binary records: Parquet and TFRecord."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from flm_jax.tasks.problems import Problem
+from flm_jax.tasks.sources import files
+from flm_jax.tasks.sources.base import Document, chosen
+from flm_jax.tasks.sources.file_source import FileSource, Raw
+
+_ROWS = 256  # at a time
+
+
+@dataclass(frozen=True)
+class Parquet(FileSource):
+    """Parquet files, a document a row.
+
+    Attributes:
+        fields: feature -> column; None: the document is the row as it is (see `JsonLines`).
+    """
+
+    fields: Mapping[str, str] | None = field(default_factory=lambda: {"targets": "text"})
+
+    @property
+    def features(self) -> tuple[str, ...] | None:
+        """The keys of every document."""
+        return None if self.fields is None else tuple(self.fields)
+
+    def document(self, raw: Any) -> Document:
+        """The document of a row."""
+        if isinstance(raw, Problem):
+            raise raw
+        return chosen(raw, self.fields)
+
+    def _raw(self, path: str) -> Iterator[Raw]:
+        import pyarrow
+        from pyarrow import parquet
+
+        number = 0
+        with files.open_file(path) as file:
+            try:
+                table = parquet.ParquetFile(file)
+                names = table.schema_arrow.names
+                wanted = names if self.fields is None else [n for n in names if n in self.fields.values()]
+                # Without any column there would be no rows to report.
+                for batch in table.iter_batches(batch_size=_ROWS, columns=wanted or names[:1]):
+                    for row in batch.to_pylist():
+                        number += 1
+                        size = _size(row)
+                        too_long = size > self.max_record_bytes
+                        reason = (
+                            f"a row of {size:,} bytes, more than max_record_bytes = {self.max_record_bytes:,}"
+                        )
+                        yield Raw(f"{path}, row {number}", Problem(reason) if too_long else row, size)
+            except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+                if isinstance(error, FileNotFoundError):
+                    raise
+                yield Raw(f"{path}, row {number + 1}", Problem(f"the file is damaged ({error})"), 0)
+
+
+@dataclass(frozen=True)
+class TFRecord(FileSource):
+    """TFRecord files of `tf.train.Example`, plain or gzip (`.gz`). Reading imports TensorFlow.
+
+    Attributes:
+        fields: feature -> key of the example; None: all of them (see `JsonLines`), a single value as itself and
+            several as a list.
+    """
+
+    fields: Mapping[str, str] | None = field(default_factory=lambda: {"targets": "text"})
+
+    @property
+    def features(self) -> tuple[str, ...] | None:
+        """The keys of every document."""
+        return None if self.fields is None else tuple(self.fields)
+
+    def document(self, raw: Any) -> Document:
+        """The document of a serialized example."""
+        from google.protobuf.message import DecodeError
+        from tensorflow.core.example import example_pb2
+
+        if isinstance(raw, Problem):
+            raise raw
+        try:
+            found = example_pb2.Example.FromString(raw).features.feature
+        except DecodeError as error:
+            raise Problem(f"not a tf.train.Example ({error})") from error
+        wanted = found if self.fields is None else [key for key in found if key in self.fields.values()]
+        return chosen({key: _value(key, found[key]) for key in wanted}, self.fields)
+
+    def _raw(self, path: str) -> Iterator[Raw]:
+        import tensorflow as tf
+
+        number = 0
+        try:
+            for raw in tf.data.TFRecordDataset(
+                path, compression_type="GZIP" if path.endswith(".gz") else ""
+            ).as_numpy_iterator():
+                number += 1
+                too_long = len(raw) > self.max_record_bytes
+                reason = (
+                    f"a record of {len(raw):,} bytes, more than max_record_bytes = {self.max_record_bytes:,}"
+                )
+                yield Raw(f"{path}, record {number}", Problem(reason) if too_long else raw, len(raw))
+        except tf.errors.NotFoundError as error:
+            raise FileNotFoundError(path) from error
+        except tf.errors.DataLossError as error:
+            yield Raw(f"{path}, record {number + 1}", Problem(f"the file is damaged ({error.message})"), 0)
+
+
+def _size(row: Any) -> int:
+    """About how many bytes a row has."""
+    if isinstance(row, str | bytes):
+        return len(row)
+    if isinstance(row, Mapping):
+        return sum(_size(value) for value in row.values())
+    if isinstance(row, list):
+        return sum(map(_size, row))
+    return 8
+
+
+def _value(key: str, feature: Any) -> Any:
+    """One value as itself, several as a list; bytes are UTF-8 text."""
+    kind = feature.WhichOneof("kind")
+    values = list(getattr(feature, kind).value) if kind else []
+    if kind == "bytes_list":
+        try:
+            values = [value.decode("utf-8") for value in values]
+        except UnicodeDecodeError as error:
+            raise Problem(f"field {key!r} is not UTF-8 (byte {error.start})") from error
+    return values[0] if len(values) == 1 else values

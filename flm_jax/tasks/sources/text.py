@@ -1,0 +1,85 @@
+"""Sources of text files: JSON lines and plain text."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from flm_jax.tasks.problems import Problem
+from flm_jax.tasks.sources import files
+from flm_jax.tasks.sources.base import Document, chosen
+from flm_jax.tasks.sources.file_source import FileSource, Raw
+
+
+@dataclass(frozen=True)
+class JsonLines(FileSource):
+    """One JSON object a line, plain, gzip or zstd (by the suffixes `.gz` and `.zst`).
+
+    Attributes:
+        fields: feature -> key of the JSON object, e.g. `{"inputs": "prompt", "targets": "response"}`. None: the
+            document is the object as it is, for a task that knows its format (`dialogues`, `teacher`).
+    """
+
+    fields: Mapping[str, str] | None = field(default_factory=lambda: {"targets": "text"})
+
+    @property
+    def features(self) -> tuple[str, ...] | None:
+        """The keys of every document."""
+        return None if self.fields is None else tuple(self.fields)
+
+    def document(self, raw: Any) -> Document:
+        """The document of a line."""
+        if isinstance(raw, Problem):
+            raise raw
+        try:
+            record = json.loads(raw.decode("utf-8"))
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise Problem(f"not JSON ({error})") from error
+        except UnicodeDecodeError as error:
+            raise Problem(f"not UTF-8 (byte {error.start} of the line)") from error
+        except ValueError as error:  # a number of too many digits
+            raise Problem(f"not JSON that can be read ({error})") from error
+        if not isinstance(record, dict):
+            raise Problem(f"expected a JSON object, found {type(record).__name__}")
+        return chosen(record, self.fields)
+
+    def _raw(self, path: str) -> Iterator[Raw]:
+        with files.open_file(path) as file:
+            for number, line in enumerate(files.lines(file, self.max_record_bytes), start=1):
+                if isinstance(line, Problem) or line.strip():
+                    yield Raw(f"{path}:{number}", line, 0 if isinstance(line, Problem) else len(line))
+
+
+@dataclass(frozen=True)
+class PlainText(FileSource):
+    r"""UTF-8 text files, plain, gzip or zstd (by the suffixes `.gz` and `.zst`).
+
+    Attributes:
+        separator: what stands between two documents of a file, e.g. `"\n\n"` or `"<|endoftext|>"`; it belongs
+            to neither. Empty: each file is one document.
+    """
+
+    separator: str = ""
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """The keys of every document."""
+        return ("targets",)
+
+    def document(self, raw: Any) -> Document:
+        """The document of a piece; cut in bytes, so that bad UTF-8 costs one document and not the file."""
+        if isinstance(raw, Problem):
+            raise raw
+        try:
+            return {"targets": raw.decode("utf-8")}
+        except UnicodeDecodeError as error:
+            raise Problem(f"not UTF-8 (byte {error.start} of the document)") from error
+
+    def _raw(self, path: str) -> Iterator[Raw]:
+        with files.open_file(path) as file:
+            pieces = files.pieces(file, self.separator.encode("utf-8"), self.max_record_bytes)
+            for number, piece in enumerate(pieces, start=1):
+                # Blank at a separator at the end, for example: there is no text to lose.
+                if isinstance(piece, Problem) or piece.strip():
+                    size = 0 if isinstance(piece, Problem) else len(piece)
+                    yield Raw(f"{path}, document {number}", piece, size)
