@@ -155,18 +155,18 @@ def _check_encodable(examples: Collection[Example]) -> None:
         if not example:
             raise Problem("there is nothing to learn in it")
         for turn in example:
+            text = turn.inputs + turn.targets
             try:
-                (turn.inputs + turn.targets).encode("utf-8")
-            except (
-                UnicodeEncodeError
-            ) as error:  # JSON can spell half of a surrogate pair, which is no character
+                if not text.isascii():
+                    text.encode("utf-8")
+            except UnicodeEncodeError as error:  # JSON can spell half of a surrogate pair: no character
                 raise Problem(f"a lone surrogate at character {error.start}") from error
 
 
 def _look_at(text: str, place: str, problems: Problems) -> None:
     """Notices what is likely to be damage, and may be wanted."""
-    if len(text.strip()) <= 1:
-        problems.notice("one character or none", place, repr(text[:10]))
+    if len(text) < 10 and len(text.strip()) <= 1:
+        problems.notice("one character or none", place, repr(text))
     if "\0" in text:
         problems.notice("null character", place, f"at character {text.index(chr(0))}")
 

@@ -54,11 +54,15 @@ def tokenize(example: Example, vocabulary: Vocabulary) -> Tokens:
     `[7, 8, 1, 8, 8, 1]` with loss weights `[0, 1, 1, 0, 1, 1]`; 1 is eos.
     """
     ids: list[int] = []
-    weights: list[int] = []
+    without_loss: list[tuple[int, int]] = []
     for inputs, targets in _by_turn(example, vocabulary):
-        ids += inputs + targets
-        weights += [0] * len(inputs) + [1] * len(targets)
-    return Tokens(np.array(ids, np.int32), np.array(weights, np.uint8))
+        without_loss.append((len(ids), len(ids) + len(inputs)))
+        ids += inputs
+        ids += targets
+    weights = np.ones(len(ids), np.uint8)
+    for start, end in without_loss:
+        weights[start:end] = 0
+    return Tokens(np.array(ids, np.int32), weights)
 
 
 def pairs(example: Example, vocabulary: Vocabulary) -> Iterator[tuple[list[int], list[int]]]:
@@ -75,7 +79,10 @@ def pairs(example: Example, vocabulary: Vocabulary) -> Iterator[tuple[list[int],
 
 def _by_turn(example: Example, vocabulary: Vocabulary) -> Iterator[tuple[list[int], list[int]]]:
     for turn in example:
-        inputs, targets = vocabulary.encode(turn.inputs), vocabulary.encode(turn.targets)
+        inputs = vocabulary.encode(turn.inputs) if turn.inputs else []
+        targets = vocabulary.encode(turn.targets)
         if turn.only_last:
             inputs, targets = inputs + targets[:-1], targets[-1:]
-        yield inputs, targets + [EOS_ID] * turn.ends
+        if turn.ends:
+            targets.append(EOS_ID)
+        yield inputs, targets

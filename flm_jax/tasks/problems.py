@@ -84,9 +84,10 @@ class Problems(Tally):
         """In words, one place a line; an empty string when there is nothing to say."""
         lines = []
         if self.count:
-            lines += [f"{_number(self.count)} could not be read and left out:", *self.lines()]
+            was = "was" if self.count == 1 else "were"
+            lines += [f"{_number(self.count)} could not be read and {was} left out:", *self.lines()]
         for kind, tally in self.noticed.items():
-            lines += [f"{_number(tally.count)} noticed and kept ({kind}):", *tally.lines()]
+            lines += [f"{_number(tally.count)} noticed, and kept ({kind}):", *tally.lines()]
         for kind, tally in self.removed.items():
             lines += [f"{_number(tally.count)} removed ({kind}):", *tally.lines()]
         lines += [f"{_number(count)} changed ({kind})" for kind, count in self.changed.items()]
@@ -122,4 +123,4 @@ class Problems(Tally):
 
 
 def _number(count: int) -> str:
-    return "1 document was" if count == 1 else f"{count:,} documents were"
+    return "1 document" if count == 1 else f"{count:,} documents"

@@ -28,6 +28,7 @@ from flm_jax.tasks.scripts import script_counts
 from flm_jax.tasks.sources import START, Position, Record, Source
 from flm_jax.tasks.vocabulary import Vocabulary
 
+_TEXTS_AT_ONCE = 64  # whose characters are counted
 # Each record on its own (a reader takes them in any order); zstd makes a packed sequence about 2 bytes a
 # token.
 _WRITER_OPTIONS = "group_size:1,zstd:3"
@@ -135,13 +136,15 @@ def write_shard(
     """
     report = ShardReport(records=len(shard.records), end=shard.end)
     chunks = _chunks(shard, task, vocabulary, length, dropped, report, advance)
-    path = directory / f"{shard.name}{RECORDS}"
-    file = _write_file(path, pack(chunks, length))
+    name = f"{shard.name}{RECORDS}"
+    partial = directory / "parts" / f"{name}.{os.getpid()}"  # with what a killed process leaves there
+    file = write_records(partial, pack(chunks, length), name)
     counts = report.counts
     if file.records:
         counts.files = [file]
+        partial.replace(directory / name)
     else:
-        path.unlink()
+        partial.unlink()
     counts.sequences = file.records
     counts.padding = 1 - counts.tokens / (file.records * length) if file.records else 0.0
     report.write(directory / "parts" / f"{shard.name}.json")
@@ -158,7 +161,8 @@ def _chunks(
     advance: Callable[[int], None],
 ) -> Iterator[Chunk]:
     """The chunks of a shard's documents, which are counted on the way."""
-    counts, scripts, histogram = report.counts, Counter[str](), Counter[int]()
+    counts, histogram = report.counts, Counter[int]()
+    scripts, texts = Counter[str](), list[str]()
     for document in read_documents(task, shard.records, report.problems, dropped):
         tokens = 0
         for example in document.examples:
@@ -171,22 +175,29 @@ def _chunks(
             tokens += len(ids)
             counts.examples += 1
             counts.loss_tokens += int(weights.sum())
-            counts.bytes += sum(len(turn.targets.encode()) for turn in example)
+            counts.bytes += sum(_num_bytes(turn.targets) for turn in example)
             yield from cut(ids, weights, length)
         advance(1)
         counts.documents += 1
         counts.tokens += tokens
         counts.characters += len(document.text)
-        scripts.update(script_counts(document.text))
         histogram[max(tokens - 1, 0).bit_length()] += 1
+        texts.append(document.text)
+        if len(texts) == _TEXTS_AT_ONCE:
+            scripts.update(script_counts("".join(texts)))
+            texts.clear()
+    scripts.update(script_counts("".join(texts)))
     counts.scripts = dict(sorted(scripts.items()))
     counts.tokens_per_document = {str(1 << power): histogram[power] for power in sorted(histogram)}
 
 
-def _write_file(path: Path, sequences: Iterator[PackedSequence]) -> PreparedFile:
-    """Writes sequences as records; whoever is killed leaves no file of this name."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    writer = ArrayRecordWriter(str(partial), _WRITER_OPTIONS)
+def _num_bytes(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode("utf-8"))
+
+
+def write_records(path: Path, sequences: Iterator[PackedSequence], name: str | None = None) -> PreparedFile:
+    """Writes sequences as the records of a file, which will have this `name` if it is to be moved."""
+    writer = ArrayRecordWriter(str(path), _WRITER_OPTIONS)
     records = 0
     try:
         for sequence in sequences:
@@ -194,8 +205,7 @@ def _write_file(path: Path, sequences: Iterator[PackedSequence]) -> PreparedFile
             records += 1
     finally:
         writer.close()
-    partial.replace(path)
-    return PreparedFile(path.name, records, path.stat().st_size, file_sha256(path))
+    return PreparedFile(name or path.name, records, path.stat().st_size, file_sha256(path))
 
 
 def write_json(path: Path, values: Any) -> None:

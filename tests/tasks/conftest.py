@@ -8,7 +8,7 @@ import pytest
 
 from flm_jax.tasks.manifest import TOKENIZER, Manifest, SplitManifest
 from flm_jax.tasks.packing import chunk, pack
-from flm_jax.tasks.shards import _write_file
+from flm_jax.tasks.shards import write_records
 from flm_jax.tasks.vocabulary import Vocabulary, train_tokenizer
 from tests import prepared_data
 
@@ -42,7 +42,7 @@ def write_task(vocabulary: Vocabulary) -> Callable[..., Path]:
         directory.mkdir(parents=True)
         sequences = list(pack((part for doc in documents for part in chunk(*doc, length)), length))
         files = [
-            _write_file(
+            write_records(
                 directory / f"{split}-{number:05d}.array_record", iter(sequences[start : start + per_file])
             )
             for number, start in enumerate(range(0, len(sequences), per_file))
