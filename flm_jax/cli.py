@@ -51,6 +51,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_gin(prepare)
 
+    inspect = _verb(
+        data, "inspect", _inspect, "what is in sources, or in prepared tasks: counts, samples, problems"
+    )
+    inspect.add_argument("--prepared_dir", help="what `flm data prepare` wrote, in place of --gin_file")
+    inspect.add_argument("--task", action="append", default=[], help="repeat for several; all unless given")
+    inspect.add_argument("--split", default="train")
+    inspect.add_argument("--num_documents", type=_positive, default=1000, help="to read of each task")
+    inspect.add_argument("--all", action="store_true", help="read all documents")
+    inspect.add_argument("--samples", type=_positive, default=2, help="to show of each task")
+    inspect.add_argument("--json", help="write what was found to this file")
+    _add_gin(inspect)
+
     tokenizer = verbs.add_parser("tokenizer", help="make a vocabulary").add_subparsers(
         dest="action", required=True, metavar="ACTION"
     )
@@ -212,6 +224,32 @@ def _prepare(options: argparse.Namespace) -> int:
 
     _parse_gin(options)
     gin.get_configurable(prepare.prepare)(overwrite=options.overwrite)
+    return 0
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    import gin
+
+    from flm_jax.tasks import inspection
+
+    if options.prepared_dir:
+        found = inspection.inspect_prepared(options.prepared_dir, options.task)
+    elif options.gin_file:
+        options.gin_file.append("gin_configs/data/inspect.gin")
+        _parse_gin(options)
+        found = gin.get_configurable(inspection.inspect)(
+            names=options.task,
+            split=options.split,
+            num_documents=None if options.all else options.num_documents,
+            num_samples=options.samples,
+        )
+    else:
+        raise gin_setup.GinError(
+            "nothing says what to inspect: give --gin_file with the data, or --prepared_dir"
+        )
+    print("\n".join(each.report() for each in found))
+    if options.json:
+        inspection.write(options.json, found)
     return 0
 
 

@@ -74,7 +74,9 @@ def test_every_kind_is_counted_with_its_place_and_the_rest_is_unharmed(
     assert noticed["one character or none"]["places"] == [f"{folder}/c.jsonl:1: 'x'"]
     assert noticed["null character"]["places"] == [f"{folder}/c.jsonl:2: at character 4"]
     told = capsys.readouterr().err
-    assert "bad: 6 documents could not be read and were left out:\n" in told and "a.jsonl:2: not UTF-8" in told
+    assert (
+        "bad: 6 documents could not be read and were left out:\n" in told and "a.jsonl:2: not UTF-8" in told
+    )
     assert "1 document noticed, and kept (null character):\n" in told
 
     found = set()
@@ -143,7 +145,9 @@ def test_in_cloud_storage(tmp_path: Path, vocabulary: Vocabulary) -> None:
     assert _texts(source, problems) == ["one", "two", "three"] and not problems.count
     before = source.fingerprint()
     assert before == source.fingerprint()
-    assert prepare([Corpus("cloud", source)], vocabulary, 16, tmp_path)["cloud"].splits["train"].documents == 3
+    assert (
+        prepare([Corpus("cloud", source)], vocabulary, 16, tmp_path)["cloud"].splits["train"].documents == 3
+    )
     memory.pipe("/bucket/b.jsonl.zst", zstd.compress(_lines("four")))
     assert source.fingerprint() != before
     with pytest.raises(FileNotFoundError, match=r"memory://bucket/none\*.*JsonLines\.files"):
@@ -161,7 +165,10 @@ def test_parquet(tmp_path: Path) -> None:
     problems = Problems()
     assert _texts(Parquet(str(tmp_path / "*.parquet")), problems) == ["one", "二"] * 300
     assert problems.count == 302
-    assert problems.places[0] == f"{tmp_path}/a.parquet, row 2: expected a string in field 'text', found NoneType"
+    assert (
+        problems.places[0]
+        == f"{tmp_path}/a.parquet, row 2: expected a string in field 'text', found NoneType"
+    )
     few = Problems()
     assert _texts(Parquet([str(tmp_path / "b.parquet"), str(tmp_path / "c.parquet")]), few) == []
     assert few.places[0].startswith(f"{tmp_path}/b.parquet, row 1: the file is damaged")
@@ -203,7 +210,9 @@ def test_tfrecord(tmp_path: Path) -> None:
     assert gone.places == [f"{tmp_path}/c.tfrecord: the file has disappeared since it was found"]
 
 
-@pytest.mark.parametrize("line", [b'{"text": ' + b"1" * 5000 + b"}", b'{"text": NaN}', b'"\xed\xa0\x80"', b"\xef\xbb\xbf{}"])
+@pytest.mark.parametrize(
+    "line", [b'{"text": ' + b"1" * 5000 + b"}", b'{"text": NaN}', b'"\xed\xa0\x80"', b"\xef\xbb\xbf{}"]
+)
 def test_odd_json_is_a_problem_and_no_crash(line: bytes) -> None:
     with pytest.raises(Problem):
         JsonLines("x").document(line)

@@ -24,7 +24,8 @@ from tests import prepared_data
 
 SHARD_BYTES = 20_000
 
-PREPARE = """
+PREPARE = (
+    """
 import sys
 from flm_jax.tasks.corpora import Corpus
 from flm_jax.tasks.prepare import prepare
@@ -37,7 +38,9 @@ def main(text, tokenizer, out, num_workers):
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
-""" % SHARD_BYTES
+"""
+    % SHARD_BYTES
+)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +60,9 @@ def hashes(folder: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(text: Path, vocabulary: Vocabulary, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def undisturbed(
+    text: Path, vocabulary: Vocabulary, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, str]:
     """The files of one process that is left alone."""
     out = tmp_path_factory.mktemp("undisturbed")
     task = Corpus("en", JsonLines(str(text), validation_every=10))
@@ -154,7 +159,9 @@ def test_what_another_definition_has_left_is_not_used(
 
 
 @given(cut=st.integers(1, 30_000), data=st.data())
-def test_shards_are_the_records_in_order_from_any_of_them_on(text: Path, cut: int, data: st.DataObject) -> None:
+def test_shards_are_the_records_in_order_from_any_of_them_on(
+    text: Path, cut: int, data: st.DataObject
+) -> None:
     source = JsonLines(str(text), validation_every=10)
     for split in source.splits:
         found = list(shards(source, split, cut))
