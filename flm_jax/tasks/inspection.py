@@ -80,10 +80,10 @@ def count_lines(counts: SplitManifest) -> list[str]:
         )
         lines.append(f"{counts.documents:,} documents, {counts.characters:,} characters{per_document}")
     if counts.tokens:
-        bytes_per_token = f", {counts.bytes / counts.loss_tokens:.2f} bytes per token with loss" * bool(
-            counts.loss_tokens
+        ratio = counts.bytes / max(counts.loss_tokens, 1)
+        lines.append(
+            f"{counts.tokens:,} tokens, {counts.loss_tokens:,} with loss, {ratio:.2f} bytes per token with loss"
         )
-        lines.append(f"{counts.tokens:,} tokens, {counts.loss_tokens:,} with loss{bytes_per_token}")
     if counts.sequences:
         lines.append(
             f"{counts.sequences:,} sequences, {counts.padding:.1%} padding, {len(counts.files):,} files"

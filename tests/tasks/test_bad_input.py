@@ -210,9 +210,10 @@ def test_tfrecord(tmp_path: Path) -> None:
     assert gone.places == [f"{tmp_path}/c.tfrecord: the file has disappeared since it was found"]
 
 
-@pytest.mark.parametrize(
-    "line", [b'{"text": ' + b"1" * 5000 + b"}", b'{"text": NaN}', b'"\xed\xa0\x80"', b"\xef\xbb\xbf{}"]
-)
+ODD = [b'{"text": ' + b"1" * 5000 + b"}", b'{"text": NaN}', b'"\xed\xa0\x80"', b"\xef\xbb\xbf{}"]
+
+
+@pytest.mark.parametrize("line", ODD)
 def test_odd_json_is_a_problem_and_no_crash(line: bytes) -> None:
     with pytest.raises(Problem):
         JsonLines("x").document(line)

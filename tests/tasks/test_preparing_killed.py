@@ -24,23 +24,20 @@ from tests import prepared_data
 
 SHARD_BYTES = 20_000
 
-PREPARE = (
-    """
+PREPARE = """
 import sys
 from flm_jax.tasks.corpora import Corpus
 from flm_jax.tasks.prepare import prepare
 from flm_jax.tasks.sources import JsonLines
 from flm_jax.tasks.vocabulary import Vocabulary
 
-def main(text, tokenizer, out, num_workers):
+def main(text, tokenizer, out, num_workers, shard_bytes):
     task = Corpus("en", JsonLines(text, validation_every=10))
-    prepare([task], Vocabulary(tokenizer), 32, out, shard_bytes=%d, num_workers=int(num_workers))
+    prepare([task], Vocabulary(tokenizer), 32, out, shard_bytes=int(shard_bytes), num_workers=int(num_workers))
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
 """
-    % SHARD_BYTES
-)
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +71,8 @@ def undisturbed(
 def start(text: Path, vocabulary: Vocabulary, out: Path, num_workers: int) -> subprocess.Popen:
     script = out.parent / "script.py"
     script.write_text(PREPARE)
-    command = [sys.executable, str(script), str(text), str(vocabulary.path), str(out), str(num_workers)]
+    arguments = [text, vocabulary.path, out, num_workers, SHARD_BYTES]
+    command = [sys.executable, str(script), *map(str, arguments)]
     return subprocess.Popen(
         command, cwd=Path(__file__).parents[2], env={**os.environ, "PYTHONPATH": os.getcwd()},
         stderr=subprocess.PIPE, start_new_session=True, text=True,
