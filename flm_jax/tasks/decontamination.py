@@ -78,8 +78,10 @@ class Decontamination:
 
     def fingerprint(self) -> dict[str, Any]:
         """The settings, with the size and SHA-256 of each file."""
+        fields = None if self.fields is None else list(self.fields)
         files = {path: _stamp(path) for path in self.paths()}
-        return {"type": type(self).__name__, **asdict(self), **definition(), "files": files}
+        settings = {**asdict(self), "fields": fields, "files": files}
+        return {"type": type(self).__name__, **settings, **definition()}
 
     def paths(self) -> list[str]:
         """The files, each once, each pattern's matches in alphabetical order.
@@ -188,8 +190,11 @@ def _index(settings: Decontamination) -> _Index:
     for number, path in enumerate(paths):
         counts = Counter(texts=0, whole=0, too_short=0)
         for text in _texts(path, settings.fields, seen_fields):
-            found = units(text)
             counts["texts"] += 1
+            if len(text) < settings.min_n:  # labels and names, most of the texts: no need to cut them
+                counts["too_short"] += 1
+                continue
+            found = units(text)
             counts["too_short"] += len(found) < settings.min_n
             if len(found) >= settings.n:
                 by_length[settings.n].add(found.ngrams(settings.n), number)

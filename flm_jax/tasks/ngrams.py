@@ -22,6 +22,7 @@ _ALONE = np.uint32(1 << 31)  # marks, in `_letters`, a character that is a unit 
 _BLOCK = 4096  # units at a time: what numpy holds of them stays in the processor's cache
 # Odd, with well mixed bits: those of splitmix64 and of MurmurHash3's finalizer.
 _LETTER_BASE, _UNIT_BASE = 0x9E3779B97F4A7C15, 0xC4CEB9FE1A85EC53
+_INVERSES = {base: pow(base, -1, 1 << 64) for base in (_LETTER_BASE, _UNIT_BASE)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,10 +98,11 @@ def _sums(values: np.ndarray, first: np.ndarray, last: np.ndarray, base: int) ->
     All from one running sum of values[j] base^j: the difference of two, divided by base^first. `base` is odd, so
     that its inverse modulo 2^64 exists.
     """
+    inverse = _INVERSES[base]
     size = 1 << max(0, len(values) - 1).bit_length()  # powers of two, so that few tables are kept
     running = np.cumsum(values * _powers(base, size)[: len(values)], dtype=np.uint64)
     before = running - values * _powers(base, size)[: len(values)]
-    return (running[last] - before[first]) * _powers(pow(base, -1, 1 << 64), size)[first]
+    return (running[last] - before[first]) * _powers(inverse, size)[first]
 
 
 @functools.cache
