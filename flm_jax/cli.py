@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options.gin_bindings = _gin_bindings(rest, getattr(options, "takes_gin", False), parser)
         return options.run(options)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ModuleNotFoundError) as error:
         if os.environ.get("FLM_TRACEBACK"):
             raise
         verb = " ".join(filter(None, (options.verb, getattr(options, "action", None))))

@@ -76,6 +76,17 @@ class Decontamination:
         """
         return _index(self).summary
 
+    def describe(self) -> str:
+        """The sums of `summary` in a line."""
+        found = self.summary()
+        texts, whole, short = (
+            sum(file[key] for file in found["files"].values()) for key in ("texts", "whole", "too_short")
+        )
+        return (
+            f"looks for {found['ngrams']:,} {self.n}-grams of {texts:,} texts in {len(found['files']):,} evaluation "
+            f"files, {whole:,} of them whole; {short:,} have less than {self.min_n} units and are not looked for"
+        )
+
     def fingerprint(self) -> dict[str, Any]:
         """The settings, with the size and SHA-256 of each file."""
         fields = None if self.fields is None else list(self.fields)

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from flm_jax.tasks import duplicate_search
 from flm_jax.tasks.corpora import Task
+from flm_jax.tasks.decontamination import Decontamination
 from flm_jax.tasks.manifest import (
     MANIFEST,
     RECORDS,
@@ -183,6 +184,11 @@ def _prepare_task(
     task, partial, directory = settings.task, settings.partial, settings.directory
     _begin(partial, {**definition, "shard_bytes": settings.shard_bytes})
     splits = [split for split in definition["splits"] if split in task.source.splits]
+    for step in task.cleaning:
+        if isinstance(
+            step, Decontamination
+        ):  # what is wrong with its files is wrong before the processes start
+            print(f"{task.name}: {step.describe()}", file=sys.stderr)
     dropped = _duplicates(settings, splits, num_workers) if duplicate_search.steps(task) else {}
     problems, found = Problems(), {}
     for split in splits:
