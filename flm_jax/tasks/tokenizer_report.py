@@ -122,12 +122,12 @@ class Report:
         width = max(len(name) for name in ("language", *(found.language for found in self.languages)))
         head = (
             f"{'language':<{width}}  {'text':<8}  {'MB':>6}  bytes/token  characters/token  {'fertility':<20}  "
-            f"{'bytes':>6}"
+            f"{'byte tokens':>11}"
         )
         rows = [
             f"{found.language:<{width}}  {found.text:<8}  {found.bytes / 1e6:>6.2f}  "
             f"{found.bytes_per_token:>11.2f}  {found.characters_per_token:>16.2f}  "
-            f"{found.fertility:>6.2f} per {found.unit:<9}  {found.byte_share:>6.1%}"
+            f"{found.fertility:>6.2f} per {found.unit:<9}  {found.byte_share:>11.1%}"
             for found in self.languages
         ]
         return "\n".join([self.summary(), head, *rows])
@@ -208,10 +208,11 @@ def of_files(
         FileNotFoundError: a file is not there.
         ValueError: a language has no text.
     """
-    samples, problems = sample_languages(language_files(inputs), field, max_bytes, seed)
+    languages = language_files(inputs)
+    samples, problems = sample_languages(languages, field, max_bytes, seed)
     if problems.count:
         print(problems.report(), file=sys.stderr)
-    texts = {language: sample.texts for language, sample in samples.items()}
+    texts = {language: samples[language].texts for language in languages}
     return [measure(vocabulary, texts) for vocabulary in vocabularies]
 
 

@@ -234,9 +234,8 @@ def train_tokenizer_from_files(
         FileNotFoundError: a file is not there.
         ValueError: as `train_tokenizer`, or a language has no text.
     """
-    samples, problems = sample_languages(
-        language_files(files), field, max_bytes, seed, tokenizer_report.MEASURED_BYTES
-    )
+    languages = language_files(files)
+    samples, problems = sample_languages(languages, field, max_bytes, seed, tokenizer_report.MEASURED_BYTES)
     if problems.count:
         print(problems.report(), file=sys.stderr)
     if empty := [language for language, sample in samples.items() if not sample.texts]:
@@ -251,7 +250,7 @@ def train_tokenizer_from_files(
         flush=True,
     )
     vocabulary = _write(train_model(texts, vocab_size, model_type, character_coverage), Path(out))
-    report = tokenizer_report.of_training(vocabulary, samples)
+    report = tokenizer_report.of_training(vocabulary, {name: samples[name] for name in languages})
     print(
         f"tokenizer: {vocabulary.size:,} pieces, {report.bytes_per_token:.2f} bytes per token; "
         f"wrote {vocabulary.path}"

@@ -115,6 +115,13 @@ def test_tokenizers_are_compared_on_the_same_text(
     assert first["languages"][0] | {"fertility": 1.5, "bytes_per_token": 2.0} == first["languages"][0]
 
 
+def test_languages_stand_in_the_order_of_the_inputs(tiny: Vocabulary, tmp_path: Path) -> None:
+    (tmp_path / "small.txt").write_text("a")
+    (tmp_path / "large.txt").write_text("a" * 100)
+    (report,) = of_files([tiny], [tmp_path / "large.txt", tmp_path / "small.txt"])
+    assert [found.language for found in report.languages] == ["large", "small"]
+
+
 def test_white_space_alone_has_no_fertility(tiny: Vocabulary) -> None:
     report = measure(tiny, {"x": ["  "]})
     assert math.isinf(report.languages[0].fertility)
