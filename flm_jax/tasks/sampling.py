@@ -1,10 +1,12 @@
-"""A fair sample of text for training a tokenizer: a bounded number of bytes, balanced over files."""
+"""A fair sample of text for training a tokenizer: a bounded number of bytes, balanced over languages."""
 
 import glob
 import heapq
 import os
 import random
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
@@ -15,80 +17,168 @@ from flm_jax.tasks.sources import JsonLines, PlainText, Problems
 # bytes).
 PIECE_CHARACTERS = 1000
 
-# What sentencepiece's trainer cannot take inside a line: NUL, and the marks it uses itself for a space and
-# for unknown text, for which it leaves out the whole line. Their bytes are encoded by byte pieces all the
-# same.
-_RESERVED = str.maketrans({"\0": " ", "\u2581": " ", "\u2585": " "})
+_LABELLED = re.compile(r"(?P<language>[A-Za-z][\w-]*)=(?P<pattern>.+)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Pieces of text of at most `PIECE_CHARACTERS` characters.
+
+    Attributes:
+        texts: what was drawn.
+        held_out: drawn from the rest; empty where all of the text was drawn.
+    """
+
+    texts: list[str]
+    held_out: list[str]
 
 
 def cut(text: str) -> Iterator[str]:
-    """Cuts a text into pieces that sentencepiece's trainer accepts, nothing left out but what it reserves."""
-    text = text.translate(_RESERVED)
+    """Cuts a text into pieces that sentencepiece's trainer accepts."""
     for start in range(0, len(text), PIECE_CHARACTERS):
         yield text[start : start + PIECE_CHARACTERS]
 
 
 def sample_texts(texts: Iterable[str], max_bytes: int, seed: int) -> list[str]:
-    """At most `max_bytes` (UTF-8) of the texts, each piece of them equally likely, in their order.
-
-    One pass, in memory of about `max_bytes`: every piece draws a number, and the pieces with the lowest stay.
-    The result depends on the texts, `max_bytes` and `seed` only.
+    """`draw_sample` with nothing held out: the pieces.
 
     Example: of 10 texts of 100 bytes each, `sample_texts(texts, 350, seed=0)` keeps 3.
     """
+    return draw_sample(texts, max_bytes, seed).texts
+
+
+def draw_sample(texts: Iterable[str], max_bytes: int, seed: int, held_out_bytes: int = 0) -> Sample:
+    """At most `max_bytes` (UTF-8) of the texts, each piece of them equally likely, in their order.
+
+    One pass, in memory of about `max_bytes + held_out_bytes`: every piece draws a number, and the pieces with the
+    lowest stay; of the others, those with the lowest are held out. The result depends on the arguments only.
+
+    Example: of 10 texts of 100 bytes each, `draw_sample(texts, 350, seed=0, held_out_bytes=250)` draws 3 and holds
+    2 others out.
+    """
     draw = random.Random(seed)
-    kept: list[tuple[float, int, str, int]] = []  # a heap with the highest draw on top
-    total = 0
+    drawn, held_out = _Lowest(max_bytes), _Lowest(held_out_bytes)
     pieces = (piece for text in texts for piece in cut(text))
     for index, piece in enumerate(pieces):
-        size = len(piece.encode("utf-8"))
-        heapq.heappush(kept, (-draw.random(), index, piece, size))
-        total += size
-        while total > max_bytes:
-            total -= heapq.heappop(kept)[3]
-    return [piece for _, _, piece, _ in sorted(kept, key=lambda entry: entry[1])]
+        for number, place, left in drawn.add(draw.random(), index, piece):
+            held_out.add(number, place, left)
+    return Sample(drawn.in_order(), held_out.in_order())
 
 
-def sample_files(
-    files: Sequence[str | Path], field: str, max_bytes: int, seed: int
-) -> tuple[list[str], Problems]:
-    """A sample of at most `max_bytes` from files, the same number of bytes from each as far as it has them.
+class _Lowest:
+    """Keeps the pieces with the lowest numbers, of at most `max_bytes` together."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._left = max_bytes
+        self._heap: list[tuple[float, int, str]] = []  # the highest number on top
+
+    def add(self, number: float, index: int, piece: str) -> list[tuple[float, int, str]]:
+        """Adds a piece; what no longer fits, as `(number, index, piece)`."""
+        heapq.heappush(self._heap, (-number, index, piece))
+        self._left -= _bytes(piece)
+        dropped = []
+        while self._left < 0:
+            negative, place, text = heapq.heappop(self._heap)
+            self._left += _bytes(text)
+            dropped.append((-negative, place, text))
+        return dropped
+
+    def in_order(self) -> list[str]:
+        return [piece for _, _, piece in sorted(self._heap, key=lambda entry: entry[1])]
+
+
+def language_files(inputs: Sequence[str | Path]) -> dict[str, list[str]]:
+    """The files of each language, from what `--input` takes.
 
     Args:
-        files: `.jsonl` or `.json` (one object a line), anything else is plain text; each of them also with
-            `.gz`.
+        inputs: `LANGUAGE=PATTERN`, or a pattern or path alone, of which each file is a language: named by its name up
+            to the first dot, by its path if two have the same. Patterns of one language are put together.
+
+    Raises:
+        FileNotFoundError: a pattern matches no file.
+
+    Example: `["zh=zh/*.jsonl", "en.txt"]` gives `{"zh": ["zh/a.jsonl", "zh/b.jsonl"], "en": ["en.txt"]}`.
+    """
+    languages: dict[str, list[str]] = {}
+    alone: list[str] = []
+    for given in map(str, inputs):
+        labelled = _LABELLED.fullmatch(given)
+        if labelled and not os.path.exists(given):
+            languages.setdefault(labelled["language"], []).extend(_files(labelled["pattern"]))
+        else:
+            alone.extend(_files(given))
+    stems = [Path(path).name.split(".")[0] for path in alone]
+    for path, stem in zip(alone, stems, strict=True):
+        name = stem if stems.count(stem) == 1 and stem not in languages else path
+        languages.setdefault(name, []).append(path)
+    return {language: list(dict.fromkeys(paths)) for language, paths in languages.items()}
+
+
+def sample_languages(
+    languages: Mapping[str, Sequence[str | Path]],
+    field: str,
+    max_bytes: int,
+    seed: int,
+    held_out_bytes: int = 0,
+) -> tuple[dict[str, Sample], Problems]:
+    """A sample of at most `max_bytes`, the same number of bytes from each language as far as it has them.
+
+    Args:
+        languages: language -> files: `.jsonl` or `.json` (one object a line), anything else is plain text; each of
+            them also with a compression's suffix.
         field: key of the text in JSON objects.
         max_bytes: of UTF-8 text in all.
         seed: of the choice.
+        held_out_bytes: of each language, at most, from what was not drawn.
 
     Returns:
-        the texts, and what could not be read.
+        the samples, and what could not be read.
 
     Raises:
         FileNotFoundError: a file is not there.
     """
     problems = Problems()
-    texts: list[str] = []
-    # Small files first: what they lack of their share goes to the larger ones.
-    ordered = sorted((str(file) for file in files), key=lambda path: (_size(path), path))
+    samples: dict[str, Sample] = {}
+    # Small languages first: what they lack of their share goes to the larger ones.
+    ordered = sorted(languages.items(), key=lambda item: (sum(map(_size, item[1])), [*map(str, item[1])]))
     left = max_bytes
-    for number, path in enumerate(tqdm(ordered, desc="reading text", unit="file", disable=None)):
-        chosen = sample_texts(_texts(path, field, problems), left // (len(ordered) - number), seed)
-        left -= sum(len(piece.encode("utf-8")) for piece in chosen)
-        texts += chosen
-    return texts, problems
+    for number, (language, files) in enumerate(
+        tqdm(ordered, desc="reading text", unit="language", disable=None)
+    ):
+        texts = (text for path in files for text in _texts(str(path), field, problems))
+        share = left // (len(ordered) - number)
+        samples[language] = draw_sample(texts, share, seed, held_out_bytes)
+        left -= sum(map(_bytes, samples[language].texts))
+    return samples, problems
 
 
-def _size(path: str) -> int:
+def _bytes(text: str) -> int:
+    return len(text.encode("utf-8"))
+
+
+def _files(pattern: str) -> list[str]:
+    if os.path.isfile(pattern):
+        return [pattern]
+    found = sorted(filter(os.path.isfile, glob.glob(os.path.expanduser(pattern), recursive=True)))
+    if not found:
+        raise _missing(pattern)
+    return found
+
+
+def _size(path: str | Path) -> int:
     if not os.path.isfile(path):
-        raise FileNotFoundError(f"expected a file of text, found nothing at {path}: change --input")
+        raise _missing(path)
     return os.path.getsize(path)
+
+
+def _missing(path: str | Path) -> FileNotFoundError:
+    return FileNotFoundError(f"expected a file of text, found nothing at {path}: change --input")
 
 
 def _texts(path: str, field: str, problems: Problems) -> Iterator[str]:
     pattern = glob.escape(path)  # a source takes patterns, this is one file's name
     source: JsonLines | PlainText
-    if path.removesuffix(".gz").endswith((".jsonl", ".json")):
+    if {".jsonl", ".json"} & set(Path(path).suffixes[-2:]):
         source = JsonLines(pattern, fields={"targets": field})
     else:
         source = PlainText(pattern)

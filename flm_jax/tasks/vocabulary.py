@@ -1,15 +1,7 @@
-"""The vocabulary: sentencepiece with byte pieces, made so that any Unicode text comes back as it went in.
-
-Three things make it exact: unseen characters fall back to the pieces of their UTF-8 bytes; text is neither
-normalised nor stripped; and the model does not escape spaces. sentencepiece writes a space as U+2581 inside
-its pieces, so that a text which holds a real U+2581 (a block element, "lower one eighth block") would come
-back with a space. It can only be trained that way, but a trained model can have its pieces rewritten with
-plain spaces and the escaping switched off: the same ids for all other text, and U+2581 then falls back to
-bytes like any other character.
-"""
+"""The vocabulary: one file, of any of three kinds, that turns any Unicode text into ids and back as it went in."""
 
 import hashlib
-import io
+import json
 import os
 import sys
 from collections.abc import Iterable, Sequence
@@ -17,66 +9,72 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import sentencepiece
 
-from flm_jax.tasks.sampling import sample_files, sample_texts
+from flm_jax.tasks import tokenizer_report
+from flm_jax.tasks.sampling import language_files, sample_languages, sample_texts
+from flm_jax.tasks.tokenizers import huggingface_json, tiktoken_ranks
+from flm_jax.tasks.tokenizers.byte_tokens import ByteTokens
+from flm_jax.tasks.tokenizers.exactness import PROBES, SPACE_MARK, check_exact
+from flm_jax.tasks.tokenizers.reserved import EOS_ID, PAD_ID, TEACHER_LABELS, UNK_ID
+from flm_jax.tasks.tokenizers.sentencepiece_model import SentencePieceModel
+from flm_jax.tasks.tokenizers.sentencepiece_training import train_model
 
-PAD_ID, EOS_ID, UNK_ID = 0, 1, 2
-
-# FreeLM's teacher signals end a statement in one of these (one piece each, wherever they occur).
-TEACHER_LABELS = ("😈", "😡")
-
-_SPACE_MARK = "\u2581"
-# sentencepiece sums its statistics thread by thread: a fixed number of threads makes it repeatable.
-_TRAINING_THREADS = 16
+__all__ = [
+    "EOS_ID",
+    "PAD_ID",
+    "TEACHER_LABELS",
+    "UNK_ID",
+    "Vocabulary",
+    "train_tokenizer",
+    "train_tokenizer_from_files",
+    "wrap_huggingface",
+    "wrap_tiktoken",
+]
 
 
 class Vocabulary:
-    """A sentencepiece model: text to ids and back; pad 0, eos 1 and unk 2 never come out of text.
+    """Text to ids and back; pad 0, eos 1 and unk 2 never come out of text. Does not import TensorFlow.
 
-    Any sentencepiece model with these ids and with byte pieces will do; `train_tokenizer` makes one that is
-    exact for all text. Importing and using it does not import TensorFlow.
+    The file's content says what it is: a sentencepiece model with these ids and byte pieces (`train_tokenizer` makes
+    one), an encoding of tiktoken (`wrap_tiktoken`) or a `tokenizer.json` of Hugging Face. Ids of the latter two are
+    theirs + 3, special tokens in a text are text.
 
     Attributes:
-        path: the model file.
+        path: the file.
+        kind: `sentencepiece`, `tiktoken` or `huggingface`.
         size: number of pieces V.
-        sha256: of the model file, in hexadecimal.
-        piece_bytes: int32 [V], the UTF-8 bytes that each piece stands for: 1 for byte pieces, 0 for pad, eos
-            and unk. `piece_bytes[encode(text)].sum() == len(text.encode())`, which makes bits per byte exact.
+        sha256: of the file, in hexadecimal.
+        pieces: V byte strings, the UTF-8 bytes that each piece stands for; empty for pad, eos, unk and special tokens.
+        piece_bytes: int32 [V], their lengths. `piece_bytes[encode(text)].sum() == len(text.encode())`, which makes
+            bits per byte exact.
+        is_byte: bool [V], whether a piece is a byte of a character (or several), not whole characters.
 
     Example: `encode("ab ")` might be `[280, 261]`, then `decode([280, 261, 1, 0, 0])` is `"ab "`.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is not a sentencepiece model, or one with other ids, or without byte pieces.
+        ValueError: the file is none of these, or is damaged, or changes text, or needs a package that is not installed.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).expanduser()
         if not self.path.is_file():
             raise FileNotFoundError(
-                f"expected a sentencepiece model, found no file at {self.path}: change the gin binding "
-                "`VOCABULARY`, or make the file with `flm tokenizer train`"
+                f"expected a tokenizer, found no file at {self.path}: change the gin binding "
+                "`VOCABULARY`, or make the file with `flm tokenizer train` or `flm tokenizer wrap`"
             )
-        model = self.path.read_bytes()
-        self.sha256 = hashlib.sha256(model).hexdigest()
-        self._processor = sentencepiece.SentencePieceProcessor()
-        try:
-            self._processor.LoadFromSerializedProto(model)
-        except (RuntimeError, ValueError) as error:
-            raise ValueError(
-                f"expected a sentencepiece model, found something else in {self.path} "
-                f"({len(model):,} bytes): "
-                "change the gin binding `VOCABULARY`, or make the file with `flm tokenizer train`"
-            ) from error
-        self.size: int = self._processor.get_piece_size()
-        self._check_pieces()
-        self.piece_bytes = np.array([self._bytes_of(piece) for piece in range(self.size)], np.int32)
-        self._check_exact()
+        content = self.path.read_bytes()
+        self.sha256 = hashlib.sha256(content).hexdigest()
+        self._tokenizer = _open(content, self.path)
+        self.kind = self._tokenizer.kind
+        self.pieces = self._tokenizer.pieces
+        self.size = len(self.pieces)
+        self.piece_bytes = np.array([len(piece) for piece in self.pieces], np.int32)
+        self.is_byte = np.array(self._tokenizer.is_byte)
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text, without eos."""
-        return self._processor.encode(text)
+        return self._tokenizer.encode(text)
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids; pad and eos leave no trace.
@@ -89,20 +87,26 @@ class Vocabulary:
             raise ValueError(
                 f"expected ids from 0 to {self.size - 1} ({self.path}), found {min(known)} to {max(known)}"
             )
-        return self._processor.decode([piece for piece in known if piece not in (PAD_ID, EOS_ID)])
+        return self._tokenizer.decode([piece for piece in known if piece not in (PAD_ID, EOS_ID)])
 
     def as_seqio(self) -> Any:
-        """The same model as a `seqio.SentencePieceVocabulary`, with the same ids. Imports TensorFlow.
+        """The same as a `seqio.Vocabulary` with the same ids. Imports TensorFlow.
+
+        A sentencepiece model becomes a `seqio.SentencePieceVocabulary`, the others a `SeqioVocabulary`.
 
         Raises:
-            ValueError: the file is no longer what this process has read.
+            ValueError: the sentencepiece file is no longer what this process has read.
         """
+        if not isinstance(self._tokenizer, SentencePieceModel):
+            from flm_jax.tasks.tokenizers.seqio_vocabulary import SeqioVocabulary
+
+            return SeqioVocabulary(self)
         import seqio
         from sentencepiece import sentencepiece_model_pb2
 
         vocabulary = seqio.SentencePieceVocabulary(str(self.path))
         # seqio keeps every model it has read under its path for as long as the process lives.
-        model = sentencepiece_model_pb2.ModelProto.FromString(self._processor.serialized_model_proto())
+        model = sentencepiece_model_pb2.ModelProto.FromString(self._tokenizer.serialized())
         if sentencepiece_model_pb2.ModelProto.FromString(vocabulary.sp_model) != model:
             raise ValueError(
                 f"{self.path} has changed since this process first gave it to seqio: restart the process, or "
@@ -110,37 +114,66 @@ class Vocabulary:
             )
         return vocabulary
 
-    def _check_pieces(self) -> None:
-        processor = self._processor
-        found = (processor.pad_id(), processor.eos_id(), processor.unk_id())
-        if found != (PAD_ID, EOS_ID, UNK_ID):
-            raise ValueError(
-                f"expected pad, eos and unk to be 0, 1 and 2, found {found[0]}, {found[1]} and {found[2]} in "
-                f"{self.path} (-1: there is none): train one with `flm tokenizer train`"
-            )
-        if not any(processor.is_byte(piece) for piece in range(self.size)):
-            raise ValueError(
-                f"expected byte pieces (<0x00> to <0xFF>), found none in {self.path}, so characters it does "
-                "not know would be lost: train one with `flm tokenizer train`"
-            )
 
-    def _check_exact(self) -> None:
-        probe = "  a ｂ\u3000中\n"
-        ids = self.encode(probe)
-        if self.decode(ids) != probe or int(self.piece_bytes[ids].sum()) != len(probe.encode()):
-            raise ValueError(
-                f"expected text to come back as it went in, found {self.decode(ids)!r} for {probe!r} with {self.path}: "
-                "it normalises text, adds a space in front or drops spaces, and bits per byte would be wrong; train "
-                "one with `flm tokenizer train`"
-            )
+def _open(content: bytes, where: Path) -> SentencePieceModel | ByteTokens:
+    if not content.startswith(b"{"):  # with which no sentencepiece model can begin
+        model = SentencePieceModel(content, where)
+        # Models that were trained elsewhere write spaces as U+2581, and cannot tell the two apart.
+        excused = [reason for reason, probe in PROBES.items() if f"a{SPACE_MARK}b" in probe]
+        check_exact(model, str(where), without=excused)
+        return model
+    try:
+        record = json.loads(content)
+    except ValueError as error:
+        raise ValueError(
+            f"expected a tokenizer, found damaged JSON in {where} ({error}): make the file again"
+        ) from error
+    tokenizer: ByteTokens
+    if record.get("format") == tiktoken_ranks.FORMAT:
+        tokenizer = tiktoken_ranks.TiktokenRanks(content, where)
+    elif huggingface_json.is_tokenizer_json(record):
+        tokenizer = huggingface_json.HuggingFaceJson(content, where)
+    else:
+        raise ValueError(
+            f"expected a tokenizer.json of Hugging Face or a file of `flm tokenizer wrap`, found JSON with "
+            f"{sorted(record)[:10]} in {where}: change the gin binding `VOCABULARY`"
+        )
+    check_exact(tokenizer, str(where))
+    return tokenizer
 
-    def _bytes_of(self, piece: int) -> int:
-        processor = self._processor
-        if processor.is_byte(piece):
-            return 1
-        if processor.is_control(piece) or processor.is_unknown(piece):
-            return 0
-        return len(processor.id_to_piece(piece).replace(_SPACE_MARK, " ").encode("utf-8"))
+
+def wrap_tiktoken(name: str, out: str | Path) -> Vocabulary:
+    """Writes an encoding of tiktoken, e.g. `cl100k_base`, to one file that needs no download afterwards.
+
+    Raises:
+        ValueError: tiktoken has no such encoding, or could not get it, or is not installed.
+    """
+    return _write(tiktoken_ranks.dump_encoding(name), Path(out))
+
+
+def wrap_huggingface(source: str | Path, out: str | Path) -> Vocabulary:
+    """Copies a `tokenizer.json`, after it was checked to give text back exactly.
+
+    Args:
+        source: the file, or the folder of a model that has one.
+        out: the file to write.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is none, or changes text, or the package is not installed.
+    """
+    source = Path(source).expanduser()
+    file = source / "tokenizer.json" if source.is_dir() else source
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"expected a tokenizer.json, found no file at {file}: change --huggingface (a tokenizer of transformers "
+            "writes one with `save_pretrained` if it is a fast one)"
+        )
+    if (kind := Vocabulary(file).kind) != "huggingface":
+        raise ValueError(
+            f"expected a tokenizer.json, found one of kind {kind} at {file}: change --huggingface"
+        )
+    return _write(file.read_bytes(), Path(out))
 
 
 def train_tokenizer(
@@ -171,40 +204,7 @@ def train_tokenizer(
         ValueError: the texts do not support `vocab_size`, or their characters alone are more.
     """
     pieces = sample_texts(texts, max_bytes, seed)
-    if not any(piece.strip() for piece in pieces):
-        raise ValueError("expected text to train a tokenizer on, found none: change --input or --field")
-    model = io.BytesIO()
-    try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(pieces),
-            model_writer=model,
-            vocab_size=vocab_size,
-            model_type=model_type,
-            character_coverage=character_coverage,
-            pad_id=PAD_ID,
-            eos_id=EOS_ID,
-            unk_id=UNK_ID,
-            bos_id=-1,
-            user_defined_symbols=list(TEACHER_LABELS),
-            byte_fallback=True,
-            split_digits=True,
-            normalization_rule_name="identity",
-            remove_extra_whitespaces=False,
-            add_dummy_prefix=False,
-            num_threads=_TRAINING_THREADS,
-            minloglevel=2,
-        )
-    except (RuntimeError, ValueError, OSError) as error:
-        raise ValueError(
-            f"no tokenizer of {vocab_size:,} pieces ({model_type}) can be trained on these {len(pieces):,} "
-            f"pieces of text; change --vocab_size, or give more text. sentencepiece says: {error}"
-        ) from error
-    out = Path(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.name}.{os.getpid()}")
-    partial.write_bytes(_without_space_marks(model.getvalue()))
-    partial.replace(out)
-    return Vocabulary(out)
+    return _write(train_model(pieces, vocab_size, model_type, character_coverage), Path(out))
 
 
 def train_tokenizer_from_files(
@@ -217,49 +217,53 @@ def train_tokenizer_from_files(
     character_coverage: float = 0.9995,
     max_bytes: int = 20_000_000,
     seed: int = 0,
+    json_file: str | Path | None = None,
 ) -> Vocabulary:
-    """`train_tokenizer` on `.jsonl` and text files (also `.gz`), the same number of bytes from each of them.
+    """`train_tokenizer` on files of text, the same number of bytes from each language.
 
     Args:
-        files: paths; a language's share of the text is its number of files, as far as they have enough text.
-        field: key of the text in the objects of `.jsonl` files.
+        files: `LANGUAGE=PATTERN`, or paths and patterns, each file of which is a language (`sampling.language_files`).
+            `.jsonl` and `.json` hold objects, others plain text.
+        field: key of the text in the objects.
         out, vocab_size, model_type, character_coverage, max_bytes, seed: as in `train_tokenizer`.
+        json_file: where to write the report's numbers.
 
-    Prints what could not be read, and a line about the result.
+    Prints what could not be read, and a report, on text that was not drawn for training where there is some.
 
     Raises:
         FileNotFoundError: a file is not there.
-        ValueError: as `train_tokenizer`.
+        ValueError: as `train_tokenizer`, or a language has no text.
     """
-    texts, problems = sample_files(files, field, max_bytes, seed)
+    languages = language_files(files)
+    samples, problems = sample_languages(languages, field, max_bytes, seed, tokenizer_report.MEASURED_BYTES)
     if problems.count:
         print(problems.report(), file=sys.stderr)
+    if empty := [language for language, sample in samples.items() if not sample.texts]:
+        raise ValueError(
+            f"expected text of each language to train a tokenizer on, found none of {', '.join(empty)}: change --input "
+            "or --field"
+        )
+    texts = [text for sample in samples.values() for text in sample.texts]
     size = sum(len(text.encode("utf-8")) for text in texts)
     print(
-        f"training {vocab_size:,} pieces on {size / 1e6:,.1f} MB of text from {len(files)} files", flush=True
+        f"training {vocab_size:,} pieces on {size / 1e6:,.1f} MB of text from {len(samples)} languages",
+        flush=True,
     )
-    vocabulary = train_tokenizer(
-        texts,
-        out,
-        vocab_size,
-        model_type=model_type,
-        character_coverage=character_coverage,
-        max_bytes=max_bytes,
-        seed=seed,
-    )
-    tokens = sum(len(vocabulary.encode(text)) for text in texts)
+    vocabulary = _write(train_model(texts, vocab_size, model_type, character_coverage), Path(out))
+    report = tokenizer_report.of_training(vocabulary, {name: samples[name] for name in languages})
     print(
-        f"tokenizer: {vocabulary.size:,} pieces, {size / tokens:.2f} bytes per token; wrote {vocabulary.path}"
+        f"tokenizer: {vocabulary.size:,} pieces, {report.bytes_per_token:.2f} bytes per token; "
+        f"wrote {vocabulary.path}"
     )
+    print(report.table())
+    if json_file:
+        tokenizer_report.write_json([report], json_file)
     return vocabulary
 
 
-def _without_space_marks(model: bytes) -> bytes:
-    """The model with plain spaces in its pieces and no escaping of spaces (see the top of this file)."""
-    from sentencepiece import sentencepiece_model_pb2
-
-    proto = sentencepiece_model_pb2.ModelProto.FromString(model)
-    proto.normalizer_spec.escape_whitespaces = False
-    for piece in proto.pieces:
-        piece.piece = piece.piece.replace(_SPACE_MARK, " ")
-    return proto.SerializeToString(deterministic=True)
+def _write(content: bytes, out: Path) -> Vocabulary:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(f".{out.name}.{os.getpid()}")
+    partial.write_bytes(content)
+    partial.replace(out)
+    return Vocabulary(out)

@@ -45,6 +45,22 @@ def test_training_a_tokenizer(tmp_path: Path) -> None:
     )
 
 
+def test_the_other_kinds_of_tokenizer(tmp_path: Path) -> None:
+    _run(
+        "from flm_jax.tasks.vocabulary import Vocabulary, wrap_tiktoken\n"
+        "from tokenizers import Tokenizer, models, pre_tokenizers\n"
+        "vocabulary = wrap_tiktoken('cl100k_base', sys.argv[1])\n"
+        "assert vocabulary.decode(vocabulary.encode('ka lo')) == 'ka lo'\n"
+        "bytes = {c: n for n, c in enumerate(pre_tokenizers.ByteLevel.alphabet())}\n"
+        "model = Tokenizer(models.BPE(vocab=bytes, merges=[]))\n"
+        "model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)\n"
+        "model.save(sys.argv[2])\n"
+        "assert len(Vocabulary(sys.argv[2]).encode('ka lo')) == 5\n",
+        str(tmp_path / "t.model"),
+        str(tmp_path / "tokenizer.json"),
+    )
+
+
 @pytest.mark.parametrize("name", ["bilingual", "corpus"])
 def test_the_gin_files_are_read(name: str) -> None:
     _run(
