@@ -132,7 +132,11 @@ def write_shard(
         directory: of the files; the report goes into `parts/` in it.
         dropped: index of a record in the shard to the kind and reason for which it is a duplicate.
         advance: told of every document.
+
+    Raises:
+        ValueError: the task cannot be learnt with the vocabulary.
     """
+    task.check(vocabulary)
     report = ShardReport(records=len(shard.records), end=shard.end)
     chunks = _chunks(shard, task, vocabulary, length, dropped, report, advance)
     path = directory / f"{shard.name}{RECORDS}"
