@@ -203,7 +203,7 @@ def mixed(tmp_path_factory: pytest.TempPathFactory, vocabulary: Vocabulary) -> P
     teacher = Classification(
         "sentiment", JsonLines(str(path), None, validation_every=6), statements=SENTIMENT
     )
-    prepare([Corpus("text", JsonLines(str(texts))), teacher], vocabulary, 64, folder / "out", num_workers=2)
+    prepare([Corpus("text", JsonLines(str(texts))), teacher], vocabulary, 64, folder / "out")
     return folder / "out"
 
 

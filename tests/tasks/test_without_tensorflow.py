@@ -45,7 +45,7 @@ def test_training_a_tokenizer(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["bilingual", "corpus"])
+@pytest.mark.parametrize("name", ["bilingual", "corpus", "instructions", "teacher"])
 def test_the_gin_files_are_read(name: str) -> None:
     _run(
         "import gin\n"
