@@ -106,10 +106,11 @@ def test_mistakes_with_tokenizers(capsys: Any, tmp_path: Path) -> None:
     line = failure(capsys, "tokenizer", "wrap", f"--huggingface={tmp_path}", out)
     assert line.startswith("flm tokenizer wrap: error: ") and "tokenizer.json: change --huggingface" in line
     (tmp_path / "empty.txt").touch()
-    line = failure(
-        capsys, "tokenizer", "train", f"--input=en={tmp_path / 'empty.txt'}", "--vocab_size=300", out
-    )
-    assert "expected text of each language to train a tokenizer on, found none of en" in line
+    wrong = ["tokenizer", "train", f"--input=en={tmp_path / 'empty.txt'}", "--vocab_size=300", out]
+    assert cli.main(wrong) == cli.EXIT_USAGE
+    printed = capsys.readouterr().err
+    assert "expected text of each language to train a tokenizer on, found none of en" in printed
+    assert "empty.txt: the file is empty" in printed
     assert not (tmp_path / "x.model").exists()
 
 

@@ -8,7 +8,7 @@ by `seqio_task`, not before.
 import abc
 import functools
 import string
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -34,6 +34,7 @@ class Task(abc.ABC):
     name: str
     source: Source
     cleaning: Sequence[Cleaning] = field(default=(), kw_only=True)
+    needed: ClassVar[frozenset[str] | None] = frozenset({"targets"})  # features; None: whole records
     has_inputs: ClassVar[bool]  # and makes no sense without them
     is_whole: ClassVar[bool] = False  # an example that is longer than a sequence is left out, not cut
 
@@ -43,11 +44,30 @@ class Task(abc.ABC):
                 f"expected a task's name of letters, digits and '_', found {self.name!r}: change the gin "
                 f"binding `{type(self).__name__}.name`"
             )
-        self._expect_features({"targets"})
+        if self.needed is None:
+            self._expect_records()
+        else:
+            self._expect_features(self.needed)
 
-    def _expect_features(self, needed: set[str]) -> None:
+    def check(self, vocabulary: Vocabulary) -> None:
+        """Refuses a tokenizer that the task cannot be learnt with.
+
+        Raises:
+            ValueError: naming the binding to change.
+        """
+        del vocabulary  # any will do
+
+    def _expect_records(self) -> None:
+        if self.source.features is not None:
+            raise ValueError(
+                f"expected task {self.name!r} to get whole records, found the features "
+                f"{sorted(self.source.features)}: bind `{type(self.source).__name__}.fields = None`, or change the gin "
+                f"binding `{type(self).__name__}.source` to a source of records (JsonLines, Parquet, ...)"
+            )
+
+    def _expect_features(self, needed: Collection[str]) -> None:
         found = self.source.features or ()
-        if missing := needed - set(found):
+        if missing := set(needed) - set(found):
             raise ValueError(
                 f"expected task {self.name!r} to have the features {sorted(needed)}, found "
                 f"{sorted(found)}: name the key of {sorted(missing)} in the gin binding "
@@ -127,6 +147,7 @@ class Task(abc.ABC):
 
         from flm_jax.tasks import registration, seqio_sources
 
+        self.check(vocabulary)
         tf.config.set_visible_devices([], "GPU")  # the accelerator belongs to JAX
 
         def examples(split: str) -> Iterator[Mapping[str, Any]]:

@@ -24,12 +24,14 @@ class Turn(NamedTuple):
         targets: text with loss.
         ends: whether eos follows the targets, with loss.
         only_last: the loss is on the last token of the targets alone.
+        weight: of each token with loss, 1 to 255.
     """
 
     inputs: str
     targets: str
     ends: bool = True
     only_last: bool = False
+    weight: int = 1
 
 
 Example = Sequence[Turn]
@@ -40,7 +42,7 @@ class Tokens(NamedTuple):
 
     Attributes:
         ids: int32 [n].
-        loss_weights: uint8 [n], 1 where the loss counts.
+        loss_weights: uint8 [n], 0 where the loss does not count, else 1 or the turn's weight.
     """
 
     ids: np.ndarray
@@ -54,14 +56,14 @@ def tokenize(example: Example, vocabulary: Vocabulary) -> Tokens:
     `[7, 8, 1, 8, 8, 1]` with loss weights `[0, 1, 1, 0, 1, 1]`; 1 is eos.
     """
     ids: list[int] = []
-    without_loss: list[tuple[int, int]] = []
-    for inputs, targets in _by_turn(example, vocabulary):
-        without_loss.append((len(ids), len(ids) + len(inputs)))
+    with_loss: list[tuple[int, int, int]] = []
+    for turn, (inputs, targets) in zip(example, _by_turn(example, vocabulary), strict=True):
         ids += inputs
+        with_loss.append((len(ids), len(ids) + len(targets), turn.weight))
         ids += targets
-    weights = np.ones(len(ids), np.uint8)
-    for start, end in without_loss:
-        weights[start:end] = 0
+    weights = np.zeros(len(ids), np.uint8)
+    for start, end, weight in with_loss:
+        weights[start:end] = weight
     return Tokens(np.array(ids, np.int32), weights)
 
 

@@ -177,7 +177,7 @@ def _inspect(
             ids, weights = tokenize(example, vocabulary)
             counts.examples += 1
             counts.tokens += len(ids)
-            counts.loss_tokens += int(weights.sum())
+            counts.loss_tokens += int((weights > 0).sum())
             counts.bytes += sum(len(turn.targets.encode()) for turn in example)
         histogram[max(counts.tokens - before - 1, 0).bit_length()] += 1
     counts.scripts = dict(scripts)

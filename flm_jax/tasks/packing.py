@@ -24,7 +24,7 @@ class Chunk:
 
     Attributes:
         tokens: int32 [n], none of them pad.
-        loss_weights: uint8 [n], 1 where the loss counts.
+        loss_weights: uint8 [n], 0 where the loss does not count, mostly 1 where it does.
     """
 
     tokens: np.ndarray
@@ -38,7 +38,7 @@ class PackedSequence:
     Attributes:
         tokens: int32 [length], pad (0) at the end.
         segment_ids: int32 [length], 1, 2, ... for the chunks in their order, 0 where there is padding.
-        loss_weights: uint8 [length], 1 where the loss counts, 0 on inputs and padding.
+        loss_weights: uint8 [length], 0 on inputs and padding, mostly 1 where the loss counts.
     """
 
     tokens: np.ndarray

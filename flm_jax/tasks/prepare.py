@@ -87,6 +87,8 @@ def prepare(
     _check_settings(shard_bytes, num_workers, max_bad_share)
     length, out = sequence_length(length), Path(out).expanduser()
     # Everything that can be wrong with the request is found before the first task is run.
+    for task in tasks:
+        task.check(vocabulary)
     definitions = {task.name: _definition(task, vocabulary, length, splits) for task in tasks}
     kept = {name: _existing(out / name, definitions[name], overwrite) for name in names}
     manifests = {}

@@ -133,7 +133,11 @@ def write_shard(
         directory: of the files; the report goes into `parts/` in it.
         dropped: index of a record in the shard to the kind and reason for which it is a duplicate.
         advance: told of every document.
+
+    Raises:
+        ValueError: the task cannot be learnt with the vocabulary.
     """
+    task.check(vocabulary)
     report = ShardReport(records=len(shard.records), end=shard.end)
     chunks = _chunks(shard, task, vocabulary, length, dropped, report, advance)
     name = f"{shard.name}{RECORDS}"
@@ -164,18 +168,20 @@ def _chunks(
     counts, histogram = report.counts, Counter[int]()
     scripts, texts = Counter[str](), list[str]()
     for document in read_documents(task, shard.records, report.problems, dropped):
+        examples = [tokenize(example, vocabulary) for example in document.examples]
+        longest = max(len(example.ids) for example in examples)
+        if task.is_whole and longest > length:
+            # All of its examples: statements that are true and false stay as many.
+            report.problems.remove(
+                "longer than a sequence", document.place, f"an example of {longest:,} tokens"
+            )
+            continue
         tokens = 0
-        for example in document.examples:
-            ids, weights = tokenize(example, vocabulary)
-            if task.is_whole and len(ids) > length:
-                report.problems.remove(
-                    "longer than a sequence", document.place, f"an example of {len(ids):,} tokens"
-                )
-                continue
+        for (ids, weights), turns in zip(examples, document.examples, strict=True):
             tokens += len(ids)
             counts.examples += 1
-            counts.loss_tokens += int(weights.sum())
-            counts.bytes += sum(_num_bytes(turn.targets) for turn in example)
+            counts.loss_tokens += int((weights > 0).sum())
+            counts.bytes += sum(_num_bytes(turn.targets) for turn in turns)
             yield from cut(ids, weights, length)
         advance(1)
         counts.documents += 1

@@ -61,7 +61,7 @@ def test_the_other_kinds_of_tokenizer(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["bilingual", "corpus"])
+@pytest.mark.parametrize("name", ["bilingual", "corpus", "instructions", "teacher"])
 def test_the_gin_files_are_read(name: str) -> None:
     _run(
         "import gin\n"
