@@ -151,6 +151,8 @@ def _mapped(value: Any, step: Rewriting) -> Any:
 
 
 def _check_encodable(examples: Collection[Example]) -> None:
+    if not examples:
+        raise Problem("there is nothing to learn in it")
     for example in examples:
         if not example:
             raise Problem("there is nothing to learn in it")
