@@ -108,8 +108,8 @@ class Teacher(Task):
             )
 
     @abc.abstractmethod
-    def judged(self, document: Document) -> tuple[str, list[str]]:
-        """The true statement of a document and all of its false ones.
+    def judged(self, document: Document) -> tuple[str | None, list[str]]:
+        """The true statement of a document, None where it has none, and all of its false ones.
 
         Raises:
             Problem: it is not of the form that the task needs.
@@ -118,14 +118,14 @@ class Teacher(Task):
     def examples(self, document: Document) -> Sequence[Example]:
         """One example for each statement that is taken."""
         true, false = self.judged(document)
-        if true in false:
+        if true is not None and true in false:
             raise Problem(f"the same statement would be true and false: {true[-80:]!r}")
         identity = json.dumps(document, sort_keys=True, default=str).encode()
         taken = _shuffled(set(false), identity + b"/taken")[
             : None if self.num_false == ALL else self.num_false
         ]
         # Another order than that in which the false ones were taken, or they would stand in front.
-        ordered = _shuffled({true, *taken}, identity + b"/order")
+        ordered = _shuffled({*taken, *([] if true is None else [true])}, identity + b"/order")
         return [self._example(statement, statement == true) for statement in ordered]
 
     def _example(self, statement: str, truth: bool) -> Example:
@@ -140,37 +140,43 @@ class Classification(Teacher):
     Attributes:
         statements: value of the label -> statement, a template filled with the record's fields:
             `{"positive": "{text}\n这条评论是正面的。", "negative": "{text}\n这条评论是负面的。"}`,
-            `{0: "{sentence1}\n{sentence2}\n...", 1: ...}`. Labels are compared as they are: 0 is not "0".
+            `{0: "{sentence1}\n{sentence2}\n...", 1: ...}`. Labels are compared as they are: 0 is not "0". None for
+            a label of which nothing is stated: with `{"positive": "{text}\n...", "negative": None}` each text has one
+            statement, true or false as its class is, which a small model learns far sooner than to compare the
+            statement with the text; the labels are then as balanced as the classes.
         label: key of the label in a record (`"target[label]"` for one within another).
 
     Raises:
-        ValueError: as `Teacher`; fewer than two statements, two that are the same, or one without a field.
+        ValueError: as `Teacher`; fewer than two labels, none with a statement, two statements that are the same, or
+            one without a field.
     """
 
-    statements: Mapping[Any, str]
+    statements: Mapping[Any, str | None]
     label: str = "label"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         binding = "Classification.statements"
         by_label = self.statements
-        if not isinstance(by_label, Mapping) or len(by_label) < 2:
+        values = by_label.values() if isinstance(by_label, Mapping) else []
+        stated = [statement for statement in values if statement is not None]
+        if len(values) < 2 or not stated:
             raise ValueError(
                 f"expected {{label: statement}} for at least two labels, found {by_label!r}: change the gin binding "
                 f"`{binding}`"
             )
-        for template in by_label.values():
+        for template in stated:
             if not templates.fields(template, binding):
                 raise ValueError(
                     f"expected a statement about the record, like '{{text}} ...', found no field in {template!r}: "
                     f"change the gin binding `{binding}`"
                 )
-        if len(set(by_label.values())) < len(by_label):
+        if len(set(stated)) < len(stated):
             raise ValueError(
                 f"expected statements that differ, found {dict(by_label)}: change the gin binding `{binding}`"
             )
 
-    def judged(self, document: Document) -> tuple[str, list[str]]:
+    def judged(self, document: Document) -> tuple[str | None, list[str]]:
         """The label's statement, and those of the other labels."""
         label = templates.look_up(document, self.label)
         known = [other for other in self.statements if _same(other, label)]
@@ -178,8 +184,12 @@ class Classification(Teacher):
             raise Problem(
                 f"expected one of the labels {list(self.statements)} in field {self.label!r}, found {label!r}"
             )
-        filled = {other: templates.fill(template, document) for other, template in self.statements.items()}
-        return filled.pop(known[0]), list(filled.values())
+        filled = {
+            other: templates.fill(template, document)
+            for other, template in self.statements.items()
+            if template is not None
+        }
+        return filled.pop(known[0], None), list(filled.values())
 
 
 @dataclass(frozen=True, kw_only=True)

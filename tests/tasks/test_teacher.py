@@ -396,3 +396,27 @@ def test_the_definition(tmp_path: Path) -> None:
     for settings in ({"num_false": 2}, {"supervise": "all"}, {"true_label": "对"}, {"statements": PAIRS}):
         assert sentiment(path, **settings).fingerprint() != first
     assert pickle.loads(pickle.dumps(task)) == task
+
+
+def test_one_statement_for_two_classes() -> None:
+    """Its truth is the class: a text has one statement, and not both of a pair."""
+    path = Path("x.jsonl")
+    task = sentiment(path, statements={"positive": "{text} good ", "negative": None})
+    for label, truth in (("positive", "😈"), ("negative", "😡")):
+        ((turn,),) = task.examples({"text": "ka lo", "label": label})
+        assert (turn.inputs, turn.targets) == ("ka lo good ", truth)
+    with pytest.raises(Problem, match="one of the labels"):
+        task.examples({"text": "ka lo", "label": None})
+    with pytest.raises(ValueError, match=r"at least two labels.*Classification\.statements"):
+        sentiment(path, statements={"positive": None, "negative": None})
+
+
+def test_a_label_may_weigh_more_than_a_token_of_language(tmp_path: Path, vocabulary: Vocabulary) -> None:
+    path = write_jsonl(tmp_path / "x.jsonl", [{"text": "ka", "label": "positive"}])
+    manifest = prepare([sentiment(path, weight=200)], vocabulary, 64, tmp_path / "out")["sentiment"]
+    assert manifest.splits["train"].loss_tokens == 2
+    (weights,) = Reader(tmp_path / "out", "sentiment", 64, 0).batch(0, 1)["decoder_loss_weights"]
+    assert sorted(weights.tolist()) == [0] * 62 + [200] * 2
+    for wrong in (0, 256, 1.5):
+        with pytest.raises(ValueError, match=r"weight of 1 to 255.*Classification\.weight"):
+            sentiment(path, weight=wrong)
