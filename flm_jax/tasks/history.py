@@ -10,7 +10,7 @@ from typing import Any
 
 from flm_jax.tasks.mixture import Mixture, is_positive
 
-Epochs = float | Mapping[str, float] | None
+Epochs = float | Mapping[str, float] | tuple[tuple[str, float], ...] | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +89,11 @@ class History:
                 History(before).changed(step, batch_size, mixture, max_epochs) if before else History((new,))
             )
         return History((*before, new))
+
+    def resized(self, step: int, batch_size: int) -> "History":
+        """With another batch size from `step` on, and the mixture that holds there."""
+        present = self.at(step)
+        return self.changed(step, batch_size, present.mixture, present.max_epochs)
 
     def at(self, step: int) -> Segment:
         """What the batch behind `step` steps is read by."""
