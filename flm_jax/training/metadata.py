@@ -145,7 +145,7 @@ def mismatches(found: Metadata, wanted: Metadata, data: Literal["same", "other",
     names = {"tokenizer": "PREPARED_DIR", "length": "TASK_FEATURE_LENGTHS", "tasks": "PREPARED_DIR"}
     for name, macro in list(names.items())[: 1 if data == "new" else None]:
         ours, theirs = wanted.data.get(name), found.data.get(name)
-        if data == "other" and name == "tasks" and ours is not None and theirs is not None:
+        if ours and theirs and ours != theirs and data == "other" and name == "tasks":
             read = found.data_history.tasks
             ours, theirs = ({task: files.get(task) for task in read} for files in (ours, theirs))
         if ours != theirs:
