@@ -29,6 +29,18 @@ PACKED_FEATURES = (
 )
 
 
+# Beside them where figures of each task are wanted: the task of each row, int32 `[batch]`.
+TASK_NUMBERS = "task_numbers"
+
+
+class PartSums(NamedTuple):
+    """`TokenSums` in parts: of each row, `[batch]`, or of each task, `[tasks]`."""
+
+    nll: jax.Array
+    correct: jax.Array
+    weight: jax.Array
+
+
 class TokenSums(NamedTuple):
     """Sums over the tokens of a batch that carry loss; sums, so that batches and microbatches add up exactly."""
 
@@ -36,6 +48,7 @@ class TokenSums(NamedTuple):
     z_loss: jax.Array  # squared log of the softmax's normaliser, times the coefficient
     correct: jax.Array  # tokens whose target has the highest logit
     weight: jax.Array  # tokens
+    parts: PartSums | None = None  # of each row, where the batch says which task each is of
 
 
 class LanguageModel:
@@ -128,11 +141,19 @@ class LanguageModel:
         target_logit, log_normalizer = _target_logit(logits, batch["decoder_target_tokens"])
         # The softmax has taken the maximum already; an argmax beside it would cost a tenth of a small model's step.
         hits = target_logit == jnp.max(logits, axis=-1)
+        parts = None
+        if TASK_NUMBERS in batch:
+            parts = PartSums(
+                nll=jnp.sum((log_normalizer - target_logit) * weights, axis=-1),
+                correct=jnp.sum(hits * weights, axis=-1),
+                weight=jnp.sum(weights, axis=-1),
+            )
         return TokenSums(
             nll=jnp.sum((log_normalizer - target_logit) * weights),
             z_loss=self._z_loss * jnp.sum(jnp.square(log_normalizer) * weights),
             correct=jnp.sum(hits * weights),
             weight=jnp.sum(weights),
+            parts=parts,
         )
 
     def normalizer(self, weight: jax.Array) -> jax.Array:

@@ -70,13 +70,13 @@ class Lineage:
         return tuple(record.to_json() for record in self.records)
 
     def grown(
-        self, plan: GrowthPlan, step: int, updates: int, batch_size: int, ramp_steps: int, multipliers: str
+        self, plan: GrowthPlan, step: int, updates: int, sequences: int, ramp_steps: int, multipliers: str
     ) -> "Lineage":
-        """With one growth more: by `plan` at `step`, after `updates`, out of a model that read `batch_size` a step."""
+        """With one growth more: by `plan` at `step`, after `updates` on so many sequences."""
         record = GrowthRecord(
             step=step,
             updates=updates,
-            sequences=self.sequences(step, batch_size),
+            sequences=sequences,
             ramp_steps=ramp_steps if plan.masked else 0,
             source=plan.source,
             target=plan.target,
@@ -100,17 +100,13 @@ class Lineage:
         """The first step that is taken without a mask."""
         return self.step + (self.records[-1].ramp_steps if self.records else 0)
 
-    def sequences(self, step: int, batch_size: int) -> int:
-        """Sequences read before `step`, a step of the present model, which reads `batch_size` at a time."""
-        return (self.records[-1].sequences if self.records else 0) + (step - self.step) * batch_size
-
-    def flops(self, step: int, batch_size: int, length: int, config: ModelConfig) -> float:
-        """Model FLOPs spent before `step`, on sequences of `length` tokens, by all models so far."""
+    def flops(self, sequences: int, length: int, config: ModelConfig) -> float:
+        """Model FLOPs spent by all models so far on `sequences` of `length` tokens, the latest by `config`."""
         spent, before = 0.0, 0
         for record in self.records:
             spent += (record.sequences - before) * length * record.source.flops_per_token(length)
             before = record.sequences
-        return spent + (self.sequences(step, batch_size) - before) * length * config.flops_per_token(length)
+        return spent + (sequences - before) * length * config.flops_per_token(length)
 
     def multipliers(self, config: ModelConfig) -> Multipliers:
         """Of the optimizer for the present model `config`: those of the first, carried through every growth."""

@@ -15,6 +15,8 @@ from flm_jax.grow.optimizer_state import POLICIES as STATE_POLICIES
 from flm_jax.grow.planning import GrowthPlan, decide
 from flm_jax.model import LanguageModel
 from flm_jax.partitioning import MeshShape
+from flm_jax.tasks.history import History
+from flm_jax.tasks.mixture import Mixture
 
 RATE_POLICIES = ("keep", "rewind", "rewarmup")
 # The whole numbers among a stage's settings, and the least that each may be.
@@ -61,6 +63,7 @@ class Stage:
         multipliers: `carry`: learning-rate multipliers of matrices stay those of the first width. `rederive`: they
             become µP's of the new one.
         trains: `all`, or `new`: what was there before the growth is frozen in this stage.
+        mixture: What is read in this stage, in any form of `tasks.mixture`; None is the run's.
     """
 
     model: LanguageModel
@@ -81,6 +84,7 @@ class Stage:
     rewarm_steps: int = 250
     multipliers: str = "carry"
     trains: str = "all"
+    mixture: Any = None
 
     def check(self, name: str) -> None:
         """Refuses settings that cannot be; `name` is the stage's in the message.
@@ -101,6 +105,11 @@ class Stage:
                 raise ValueError(
                     f"Stage.{field} of {name} must be a whole number of at least {least}, found {value!r}"
                 )
+        if self.mixture is not None:
+            try:
+                Mixture.of(self.mixture)
+            except ValueError as error:
+                raise ValueError(f"Stage.mixture of {name}: {error}") from error
         if (self.steps is None) == (self.tokens is None):
             raise ValueError(
                 f"expected either Stage.steps (TRAIN_STEPS) or Stage.tokens for {name}, "
@@ -187,29 +196,48 @@ class Route:
         """The model that runs in a stage."""
         return self.plans[index - 1].target if index else self.stages[0].model.config
 
-    def grown(self, lineage: Lineage, step: int, updates: int) -> Lineage:
-        """The lineage once the stage that `lineage` has led to has grown into the next, at `step`."""
+    def grown(self, lineage: Lineage, step: int, updates: int, sequences: int) -> Lineage:
+        """The lineage once the stage that `lineage` has led to has grown into the next, at `step`.
+
+        Args:
+            lineage: Before.
+            step: Of the growth.
+            updates: Made before it.
+            sequences: Read before it.
+        """
         index = len(lineage.records)
         after = self.stages[index + 1]
         return lineage.grown(
             self.plans[index],
             step,
             updates,
-            self.stages[index].batch_size,
+            sequences,
             after.ramp_steps,
             after.multipliers,
         )
 
-    def end(self, index: int, start: int) -> int:
-        """The step at which a stage that began at `start` ends at the latest."""
-        return start + self.stages[index].num_steps(self.length)
+    def end(self, index: int, start: int, history: History | None = None) -> int:
+        """The step at which a stage that began at `start` ends at the latest.
 
-    def end_of_run(self, index: int, start: int) -> int:
+        With the data's `history` a stage of so many `tokens` ends with them also where its batch size has changed.
+        """
+        stage = self.stages[index]
+        if history is None or stage.tokens is None:
+            return start + stage.num_steps(self.length)
+        return history.steps(history.sequences(start) + math.ceil(stage.tokens / self.length))
+
+    def end_of_run(self, index: int, start: int, history: History | None = None) -> int:
         """The step at which the run ends at the latest, if stage `index` began at `start`."""
-        return start + sum(stage.num_steps(self.length) for stage in self.stages[index:])
+        later = sum(stage.num_steps(self.length) for stage in self.stages[index + 1 :])
+        return self.end(index, start, history) + later
 
     def learning_rate(
-        self, index: int, start: int, updates: int, make: Callable[..., optax.Schedule]
+        self,
+        index: int,
+        start: int,
+        updates: int,
+        make: Callable[..., optax.Schedule],
+        history: History | None = None,
     ) -> optax.Schedule:
         """The rate of a stage, a function of the updates that the whole run has made before.
 
@@ -218,9 +246,10 @@ class Route:
             start: The step at which it began.
             updates: Made before it began.
             make: `make(peak=, total_steps=, warmup_steps=)` gives a schedule.
+            history: Of the data, for a stage of so many tokens whose batch size has changed.
         """
         stage, warmup = self.stages[index], self.stages[0].warmup_steps
-        left = self.end_of_run(index, start) - start
+        left = self.end_of_run(index, start, history) - start
         if index == 0 or stage.policy == "keep":
             return make(peak=stage.learning_rate, total_steps=start + left, warmup_steps=warmup)
         if stage.policy == "rewind":

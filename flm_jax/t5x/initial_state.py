@@ -5,7 +5,7 @@ wants to restore one, which no checkpoint but its own has. As the initial state 
 """
 
 import logging
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import orbax.checkpoint as ocp
@@ -35,7 +35,7 @@ class FromCheckpoint(utils.TrainStateInitializer):
         self, *args: Any, checkpoint: str, metadata: Metadata, first_sequence: int, **kwargs: Any
     ) -> None:
         self._checkpoint, self._metadata = checkpoint, metadata
-        self._new_data = first_sequence == 0
+        self._data: Literal["same", "new"] = "new" if first_sequence == 0 else "same"
         super().__init__(*args, **kwargs)
 
     def from_scratch(self, init_rng: jax.Array) -> t5x_state.TrainState:
@@ -47,7 +47,7 @@ class FromCheckpoint(utils.TrainStateInitializer):
             FileNotFoundError: there is no such checkpoint.
         """
         found = find(self._checkpoint)
-        if wrong := mismatches(found.metadata, self._metadata, self._new_data):
+        if wrong := mismatches(found.metadata, self._metadata, self._data):
             raise CheckpointMismatchError(
                 f"{found.directory} is not what this run goes on from: {'; '.join(wrong)}. `flm grow --batch_size` "
                 "changes the batch size; with --gin.FIRST_SEQUENCE=0 the data begins anew, and may be other data of "

@@ -1,5 +1,6 @@
 """What `flm` needs to know of a run under t5x, beside the run's checkpoints."""
 
+import dataclasses
 import json
 import logging
 from collections.abc import Mapping
@@ -12,6 +13,8 @@ from t5x import gin_utils
 from flm_jax import gin_setup
 from flm_jax.config import ModelConfig
 from flm_jax.grow.lineage import Lineage
+from flm_jax.tasks.history import Epochs, History, read_epochs
+from flm_jax.tasks.mixture import Mixture
 from flm_jax.tasks.reader import Reader
 from flm_jax.tasks.vocabulary import Vocabulary
 from flm_jax.training.metadata import RUN_METADATA, CheckpointMismatchError, Metadata, mismatches
@@ -21,11 +24,13 @@ def metadata(
     config: ModelConfig,
     seed: int,
     batch_size: int,
-    mixture: str | Mapping[str, float],
+    mixture: Any,
     vocabulary: str,
     prepared_dir: str | None = None,
     task_feature_lengths: int | Mapping[str, int] = 0,
     lineage: Lineage | None = None,
+    history: History | None = None,
+    max_epochs: Epochs = None,
 ) -> Metadata:
     """What would stand beside each checkpoint of `flm train`, but for the gin configuration: t5x writes that itself.
 
@@ -38,6 +43,8 @@ def metadata(
         prepared_dir: What is read; None where text is streamed, after which `flm train` cannot go on with the data.
         task_feature_lengths: Of the prepared data.
         lineage: The growths that led to this model; None for none.
+        history: Of the run that this one goes on from, for its batch sizes; None for none.
+        max_epochs: That a task may be read for, as in `seqio_tasks.prepared`.
 
     Raises:
         ValueError: there is no seed, or the data was prepared with another tokenizer.
@@ -49,21 +56,26 @@ def metadata(
         )
     data = {"tokenizer": Vocabulary(vocabulary).sha256}
     if prepared_dir is not None:
-        reader = Reader(prepared_dir, mixture, task_feature_lengths, seed)
+        reader = Reader(prepared_dir, mixture, task_feature_lengths, seed, batch_size=batch_size)
         if reader.vocabulary.sha256 != data["tokenizer"]:
             raise ValueError(
                 f"expected the tokenizer that {prepared_dir} was prepared with (SHA-256 {reader.vocabulary.sha256}), "
                 f"found {data['tokenizer']} in {vocabulary}: change the gin binding `VOCABULARY` or `PREPARED_DIR`"
             )
         data = reader.identity
-    return Metadata(
+    made = Metadata(
         config=config,
         seed=seed,
         batch_size=batch_size,
-        mixture=mixture if isinstance(mixture, str) else dict(mixture),
+        mixture=Mixture.of(mixture).to_json(),
         data=data,
         growth_record=() if lineage is None else lineage.to_json(),
     )
+    segments = [
+        dataclasses.replace(segment, mixture=Mixture.of(mixture), max_epochs=read_epochs(max_epochs))
+        for segment in (history or made.data_history).segments
+    ]
+    return dataclasses.replace(made, history=tuple(History(tuple(segments)).to_json()))
 
 
 def summarize_config(model_dir: str, summary_writer: Any, step: int, metadata: Metadata) -> None:
@@ -78,7 +90,7 @@ def summarize_config(model_dir: str, summary_writer: Any, step: int, metadata: M
     path = epath.Path(model_dir) / RUN_METADATA
     if path.exists():
         found = Metadata.from_text(path.read_text(), str(path))
-        differences = mismatches(found, metadata)
+        differences = mismatches(found, metadata, "same")
         if Lineage.from_json(found.growth_record) != Lineage.from_json(metadata.growth_record):
             differences.append("the growths that led to its model (INITIAL_CHECKPOINT)")
         if differences:

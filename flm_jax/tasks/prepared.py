@@ -1,5 +1,6 @@
 """A prepared task as training sees it: its manifest, checked against the files, and its sequences."""
 
+import resource
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -73,19 +74,20 @@ class PreparedTask:
         return self.manifest.splits[split]
 
     def source(self, split: str) -> ArrayRecordDataSource:
-        """The records of a split by index, as bytes.
+        """The records of a split by index, as bytes; a file is opened when the first of its records is read.
 
         Raises:
-            ValueError: the files hold another number of records than the manifest says.
+            ValueError: the manifest contradicts itself, or the process may not open so many files.
         """
         files = self.counts(split).files
-        source = ArrayRecordDataSource([str(self.directory / file.name) for file in files])
-        if len(source) != self.num_sequences(split):
+        if (records := sum(file.records for file in files)) != self.num_sequences(split):
             raise ValueError(
                 f"expected {self.num_sequences(split):,} sequences in the split {split!r} of "
-                f"{self.directory}, found {len(source):,}: prepare the task again with --overwrite"
+                f"{self.directory}, found {records:,} in its files: prepare the task again with --overwrite"
             )
-        return source
+        _allow_open_files({str(self.directory / file.name) for file in files})
+        # With the number of records nothing has to be opened to count them.
+        return ArrayRecordDataSource([f"{self.directory / file.name}[0:{file.records}]" for file in files])
 
     def _check(self, name: str, size: int) -> None:
         path = self.directory / name
@@ -160,3 +162,27 @@ def process_rows(size: int, process_index: int, process_count: int) -> range:
         )
     share = size // process_count
     return range(process_index * share, (process_index + 1) * share)
+
+
+# Beside prepared files: what Python, JAX and checkpoints keep open.
+_OTHER_FILES = 1024
+_record_files: set[str] = set()
+
+
+def _allow_open_files(paths: set[str]) -> None:
+    """Makes room for these open files; a record file that has been read from stays open.
+
+    Raises:
+        ValueError: the system does not allow as many.
+    """
+    _record_files.update(paths)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = len(_record_files) + _OTHER_FILES
+    if soft == resource.RLIM_INFINITY or needed <= soft:
+        return
+    if hard != resource.RLIM_INFINITY and needed > hard:
+        raise ValueError(
+            f"expected a limit of at least {needed:,} open files, for {len(_record_files):,} prepared ones, found "
+            f"{hard:,}: raise it (`ulimit -Hn`), or prepare fewer and larger files"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))

@@ -1,10 +1,11 @@
 """The reader: batches of mixed prepared tasks by index.
 
-The batch at a step is a function of the seed, the step's first sequence, the batch size and the mixture, and
-of nothing else. So resuming needs no state, and any number of processes sees the same global batches. Grain
-gives the random access, the shuffle of each epoch and the repetition. Nothing here imports TensorFlow.
+The batch at a step is a function of the seed, the step's first sequence, the batch size and the history of the mixture,
+and of nothing else. So resuming needs no state, and any number of processes sees the same global batches. Grain gives
+the random access, the shuffle of each epoch and the repetition. Nothing here imports TensorFlow.
 """
 
+import copy
 import hashlib
 import itertools
 from collections import deque
@@ -17,6 +18,9 @@ from typing import Any
 import grain
 import numpy as np
 
+from flm_jax.tasks.history import Epochs, History
+from flm_jax.tasks.mixture import Mixture
+from flm_jax.tasks.mixture_plan import MixturePlan, TaskCounts
 from flm_jax.tasks.packing import sequence_length
 from flm_jax.tasks.prepared import PreparedTask, evaluation_batches, prepared_tasks, process_rows
 from flm_jax.tasks.records import decode_records
@@ -25,36 +29,19 @@ from flm_jax.tasks.vocabulary import Vocabulary
 
 __all__ = ["PreparedTask", "Reader", "evaluation_batches", "prepared_tasks"]
 
-# Sequence rates are integers in units of about a millionth, so that positions are exact for any index.
-_RATE_UNITS = 1 << 20
 
+class _Selection(grain.transforms.DatasetSelectionMap):
+    """A plan's stream, by the number of the task."""
 
-class Interleave(grain.transforms.DatasetSelectionMap):
-    """An endless, regular interleaving of tasks in whole-number rates, with random access.
-
-    In any window of n consecutive elements, a task has its share of n to within a few elements.
-    (`MapDataset.mix` interleaves likewise, but with rates rounded to a hundredth of the smallest.)
-
-    Example: rates [2, 1] give the tasks 0, 0, 1, 0, 0, 1, ...
-    """
-
-    def __init__(self, rates: list[int]) -> None:
-        self._rates = rates
+    def __init__(self, plan: MixturePlan, numbers: Mapping[str, int]) -> None:
+        self._plan, self._numbers = plan, numbers
 
     def __len__(self) -> int:
-        return maxsize
+        return maxsize if self._plan.end is None else self._plan.end
 
     def __getitem__(self, index: int) -> tuple[int, int]:
-        """The task of element `index`, and how many elements that task had before."""
-        # Task 0 gets its share of all elements, task 1 its share of what that leaves, and so on. Of the first
-        # `index` elements `before` are left to the tasks from here on, of the first `index + 1` `after`.
-        before, after, total = index, index + 1, sum(self._rates)
-        for task, rate in enumerate(self._rates):
-            left_before, left_after = (count * (total - rate) // total for count in (before, after))
-            if left_before == left_after:
-                return task, before - left_before
-            before, after, total = left_before, left_after, total - rate
-        raise AssertionError("the last task takes what is left")
+        name, position = self._plan.locate(index)
+        return self._numbers[name], position
 
 
 class Reader:
@@ -64,18 +51,21 @@ class Reader:
 
     Attributes:
         tasks: the tasks of the mixture by name, in alphabetical order.
-        shares: task name -> its share of the tokens, summing to 1.
+        plan: which sequence of which task stands where, and which tasks have been read for their epochs by when.
         length: tokens per sequence.
         vocabulary: the tokenizer, the same for all tasks.
         sequences: the global stream by index, each a record (`records.py`).
 
     Args:
         prepared_dir: the folder that `prepare` wrote (`PREPARED_DIR`).
-        mixture: a task's name, or task name -> relative share of the tokens, e.g.
-            `{"en": 53.5, "zh": 46.5, "instruct": 5.0}`; they need not sum to anything.
+        mixture: what is read: a task's name, or task name -> relative share of the tokens, e.g.
+            `{"en": 53.5, "zh": 46.5, "instruct": 5.0}`, which need not sum to anything; a schedule, or `Alternating`
+            (`mixture.py`); or the whole `History` of a run.
         length: tokens per sequence, or t5x's `TASK_FEATURE_LENGTHS`.
         seed: of the orders.
         split: which split to read.
+        batch_size: sequences a step, where the mixture alternates; a history has its own.
+        max_epochs: that a task may be read for, a number or task -> number; a history has its own.
 
     Raises:
         FileNotFoundError: nothing is prepared there, or a prepared file is missing.
@@ -85,31 +75,58 @@ class Reader:
     def __init__(
         self,
         prepared_dir: str | Path,
-        mixture: str | Mapping[str, float],
+        mixture: Any,
         length: int | Mapping[str, int],
         seed: int,
         split: str = TRAIN,
+        batch_size: int | None = None,
+        max_epochs: Epochs = None,
     ) -> None:
-        shares = {mixture: 1.0} if isinstance(mixture, str) else dict(sorted(mixture.items()))
-        prepared_dir = Path(prepared_dir).expanduser()
-        _check_mixture(prepared_dir, shares)
-        self.tasks = {name: PreparedTask(prepared_dir / name) for name in shares}
-        self.shares = {name: share / sum(shares.values()) for name, share in shares.items()}
+        self._directory = Path(prepared_dir).expanduser()
         self.length = sequence_length(length)
-        self._split = split
-        for task in self.tasks.values():
-            if task.length != self.length:
-                raise ValueError(
-                    f"expected sequences of {self.length} tokens, found {task.length} in {task.directory}: "
-                    "change the gin binding `TASK_FEATURE_LENGTHS`, or run `flm data prepare` with "
-                    f"`TASK_FEATURE_LENGTHS` for {self.length}"
-                )
+        self._seed, self._split = seed, split
+        self._opened: dict[str, tuple[PreparedTask, grain.MapDataset]] = {}
+        self._follow(_history(mixture, batch_size, max_epochs))
+
+    def following(self, history: History) -> "Reader":
+        """A reader of the same files for another history; what is open stays open."""
+        other = copy.copy(self)
+        other._follow(history)
+        return other
+
+    def _follow(self, history: History) -> None:
+        _check_tasks(self._directory, history.tasks)
+        for name in history.tasks:
+            if name not in self._opened:
+                self._opened[name] = self._open(name)
+        opened = {name: self._opened[name] for name in history.tasks}
+        self.tasks = {name: task for name, (task, _) in opened.items()}
         self.vocabulary: Vocabulary = _one_vocabulary(list(self.tasks.values()))
-        datasets = [
-            grain.MapDataset.source(task.source(split)).shuffle(seed=_task_seed(seed, name)).repeat()
+        counts = {
+            name: TaskCounts(task.num_sequences(self._split), task.tokens(self._split))
             for name, task in self.tasks.items()
-        ]
-        self.sequences = grain.MapDataset.select_from_datasets(datasets, Interleave(self._rates(split)))
+        }
+        self.plan = MixturePlan(history, counts, self.length)
+        self._numbers = {name: number for number, name in enumerate(self.tasks)}
+        self.sequences = grain.MapDataset.select_from_datasets(
+            [dataset for _, dataset in opened.values()], _Selection(self.plan, self._numbers)
+        )
+
+    def _open(self, name: str) -> tuple[PreparedTask, grain.MapDataset]:
+        task = PreparedTask(self._directory / name)
+        if task.length != self.length:
+            raise ValueError(
+                f"expected sequences of {self.length} tokens, found {task.length} in {task.directory}: "
+                "change the gin binding `TASK_FEATURE_LENGTHS`, or run `flm data prepare` with "
+                f"`TASK_FEATURE_LENGTHS` for {self.length}"
+            )
+        source = grain.MapDataset.source(task.source(self._split))
+        return task, source.shuffle(seed=_task_seed(self._seed, name)).repeat()
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Task name -> its share of the tokens at the beginning, summing to 1."""
+        return self.plan.shares(0)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -137,6 +154,16 @@ class Reader:
         rows = process_rows(size, process_index, process_count)
         return decode_records([self.sequences[first + row] for row in rows], self.length)
 
+    def task_numbers(
+        self, first: int, size: int, process_index: int = 0, process_count: int = 1
+    ) -> np.ndarray:
+        """The task of each row of `batch` with the same arguments, int32 [size / process_count].
+
+        Tasks are numbered as in `tasks`.
+        """
+        rows = process_rows(size, process_index, process_count)
+        return np.array([self._numbers[self.plan.locate(first + row)[0]] for row in rows], np.int32)
+
     def prefetch(
         self, first: int, size: int, process_index: int = 0, process_count: int = 1, ahead: int = 2
     ) -> Generator[dict[str, np.ndarray], None, None]:
@@ -162,32 +189,31 @@ class Reader:
         finally:
             thread.shutdown(wait=True, cancel_futures=True)
 
-    def _rates(self, split: str) -> list[int]:
-        """Relative rates of sequences: a task's share of tokens over its tokens per sequence."""
-        rates = [
-            self.shares[name] * task.num_sequences(split) / task.tokens(split)
-            for name, task in self.tasks.items()
-        ]
-        return [max(1, round(rate / sum(rates) * _RATE_UNITS)) for rate in rates]
+
+def _history(mixture: Any, batch_size: int | None, max_epochs: Epochs) -> History:
+    if isinstance(mixture, History):
+        return mixture
+    mixture = Mixture.of(mixture)
+    if batch_size is None and mixture.alternates:
+        raise ValueError(
+            "expected a batch size for a mixture that alternates, found None: give Reader.batch_size, under t5x the "
+            "gin binding `seqio_tasks.prepared.batch_size`"
+        )
+    return History.begin(mixture, batch_size or 1, max_epochs)
 
 
-def _check_mixture(prepared_dir: Path, shares: Mapping[str, float]) -> None:
+def _check_tasks(prepared_dir: Path, names: list[str]) -> None:
     there = prepared_tasks(prepared_dir)
     if not there:
         raise FileNotFoundError(
             f"expected prepared tasks, found none in {prepared_dir}: change the gin binding `PREPARED_DIR`, "
             "or make them with `flm data prepare`"
         )
-    if not shares or (unknown := sorted(set(shares) - set(there))):
+    if unknown := sorted(set(names) - set(there)):
         raise ValueError(
-            f"expected a mixture of {there}, which {prepared_dir} holds, found "
-            f"{unknown if shares else shares}: change the gin binding `MIXTURE_OR_TASK_NAME` or "
-            "`PREPARED_DIR`, or run `flm data prepare`"
-        )
-    if wrong := {name: share for name, share in shares.items() if not 0 < share < float("inf")}:
-        raise ValueError(
-            f"expected positive shares in the mixture, found {wrong}: change the gin binding "
-            "`MIXTURE_OR_TASK_NAME` (leave a task out to give it no share)"
+            f"expected a mixture of {there}, which {prepared_dir} holds, found {unknown}: change the gin binding "
+            "`MIXTURE_OR_TASK_NAME` or `PREPARED_DIR`, or run `flm data prepare` (what a run has read must stay, for "
+            "its place in the data follows from it)"
         )
 
 

@@ -5,6 +5,7 @@ begin with a range, and Python looks up what belongs to each number. Importing t
 """
 
 import atexit
+import functools
 import itertools
 import random
 import sys
@@ -19,6 +20,7 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
+from flm_jax.tasks.history import Epochs
 from flm_jax.tasks.prepared import PreparedTask
 from flm_jax.tasks.reader import Reader
 from flm_jax.tasks.records import decode_records
@@ -96,9 +98,12 @@ class PreparedSource(seqio.DataSource):
 
     Args:
         prepared_dir: The folder that `prepare` wrote.
-        mixture: A task's name, or task to relative share of tokens.
+        mixture: As in `Reader`: a task's name, task to relative share of tokens, a schedule, `Alternating`, or a
+            run's `History`.
         length: Tokens per sequence, or t5x's `TASK_FEATURE_LENGTHS`.
         first: Sequences of the shuffled stream that are left out, because a run has read them before.
+        batch_size: Sequences a step, where the mixture alternates.
+        max_epochs: That a task may be read for, a number or task to number; then the stream has an end.
 
     Raises:
         FileNotFoundError: nothing is prepared there, or a prepared file is missing.
@@ -108,15 +113,19 @@ class PreparedSource(seqio.DataSource):
     def __init__(
         self,
         prepared_dir: str | Path,
-        mixture: str | Mapping[str, float],
+        mixture: Any,
         length: int | Mapping[str, int],
         first: int = 0,
+        batch_size: int | None = None,
+        max_epochs: Epochs = None,
     ) -> None:
         if first < 0:
             raise ValueError(f"expected FIRST_SEQUENCE of at least 0, found {first}: change that gin binding")
-        self._arguments = (prepared_dir, mixture, length)
+        self._reader = functools.partial(
+            Reader, prepared_dir, mixture, length, batch_size=batch_size, max_epochs=max_epochs
+        )
         self._first = first
-        reader = Reader(*self._arguments, seed=0)
+        reader = self._reader(seed=0)
         self.tasks: list[PreparedTask] = list(reader.tasks.values())
         self.length = reader.length
         self.vocabulary = reader.vocabulary
@@ -148,8 +157,8 @@ class PreparedSource(seqio.DataSource):
         sequences: Sequence[Any]
         if shuffle:
             seed = random.SystemRandom().randrange(2**31) if seed is None else int(seed)
-            sequences = Reader(*self._arguments, seed=seed, split=split).sequences
-            numbers = tf.data.Dataset.range(self._first, sys.maxsize)
+            sequences = self._reader(seed=seed, split=split).sequences
+            numbers = tf.data.Dataset.range(self._first, len(sequences))
         elif self._first:
             raise ValueError(
                 f"expected shuffled sequences behind FIRST_SEQUENCE = {self._first}: bind SHUFFLE_TRAIN_EXAMPLES to "

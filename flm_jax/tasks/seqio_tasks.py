@@ -7,7 +7,7 @@ Importing this imports TensorFlow.
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,9 @@ import seqio
 
 from flm_jax.tasks.corpora import Questions, Task
 from flm_jax.tasks.examples import pairs
+from flm_jax.tasks.history import Epochs, History, read_epochs
 from flm_jax.tasks.lengths import check_lengths, num_pieces
+from flm_jax.tasks.mixture import Mixture
 from flm_jax.tasks.packing import sequence_length
 from flm_jax.tasks.registration import add_mixture, add_task
 from flm_jax.tasks.seqio_sources import PACKED_FEATURES, PreparedSource
@@ -33,10 +35,12 @@ def vocabulary(path: str | Path) -> seqio.Vocabulary:
 
 def prepared(
     prepared_dir: str | Path,
-    mixture: str | Mapping[str, float],
+    mixture: Any,
     task_feature_lengths: int | Mapping[str, int],
     first_sequence: int = 0,
     name: str = "prepared",
+    batch_size: int | None = None,
+    max_epochs: Epochs = None,
 ) -> str:
     """Registers the prepared files as one task, whose features are packed.
 
@@ -45,23 +49,30 @@ def prepared(
 
     Args:
         prepared_dir: What `flm data prepare` wrote.
-        mixture: A task's name, or task to relative share of tokens.
+        mixture: As for `flm train`: a task's name, task to relative share of tokens, a schedule or `Alternating`; or
+            the `History` of a run that goes on.
         task_feature_lengths: That the files were prepared with.
         first_sequence: Sequences that a run has read before.
         name: That t5x finds it by.
+        batch_size: Sequences a step, where the mixture alternates.
+        max_epochs: That a task may be read for, a number or task to number.
 
     Raises:
         FileNotFoundError: nothing is prepared there, or a prepared file is missing.
         ValueError: as `Reader`, or the name stands for something else.
     """
-    source = PreparedSource(prepared_dir, mixture, task_feature_lengths, first_sequence)
-    _add_packed("prepared.name", {name: source}, (str(prepared_dir), mixture, source.length, first_sequence))
+    source = PreparedSource(
+        prepared_dir, mixture, task_feature_lengths, first_sequence, batch_size, max_epochs
+    )
+    meant = mixture if isinstance(mixture, History) else Mixture.of(mixture)
+    made_of = (str(prepared_dir), meant, source.length, first_sequence, batch_size, read_epochs(max_epochs))
+    _add_packed("prepared.name", {name: source}, made_of)
     return name
 
 
 def held_out(
     prepared_dir: str | Path,
-    mixture: str | Mapping[str, float],
+    mixture: Any,
     task_feature_lengths: int | Mapping[str, int],
     name: str = "held_out",
 ) -> str:
@@ -69,9 +80,9 @@ def held_out(
 
     Args, Raises: as `prepared`.
     """
-    shares = {mixture: 1.0} if isinstance(mixture, str) else mixture
-    sources = {f"{task}_{name}": PreparedSource(prepared_dir, task, task_feature_lengths) for task in shares}
-    made_of = (str(prepared_dir), sorted(shares), sequence_length(task_feature_lengths))
+    tasks = (mixture if isinstance(mixture, History) else Mixture.of(mixture)).tasks
+    sources = {f"{task}_{name}": PreparedSource(prepared_dir, task, task_feature_lengths) for task in tasks}
+    made_of = (str(prepared_dir), tasks, sequence_length(task_feature_lengths))
     _add_packed("held_out.name", sources, made_of)
     add_mixture(name, "held_out.name", made_of, dict.fromkeys(sources, 1.0))
     return name
@@ -80,7 +91,7 @@ def held_out(
 def streamed(
     tasks: Sequence[Task],
     vocabulary: Vocabulary,
-    mixture: str | Mapping[str, float],
+    mixture: Any,
     task_feature_lengths: Mapping[str, int],
     name: str = "streamed",
 ) -> str:
@@ -92,15 +103,15 @@ def streamed(
     Args:
         tasks: Defined in gin; those that the mixture names are registered, under their own names.
         vocabulary: Tokenizer of them all.
-        mixture: A task's name, or task to relative share of tokens.
+        mixture: A task's name, or task to relative share of tokens; seqio knows no other form.
         task_feature_lengths: Tokens for `inputs` and `targets` of an example; a packed sequence has both together.
         name: That t5x finds the mixture by.
 
     Raises:
-        ValueError: the mixture names a task that is not there, or one with inputs for which there is no length; or the
-            name stands for something else.
+        ValueError: the mixture names a task that is not there, or one with inputs for which there is no length, or it
+            changes with the step; or the name stands for something else.
     """
-    shares = {mixture: 1.0} if isinstance(mixture, str) else mixture
+    shares = _constant_shares(mixture)
     known = _named(tasks, shares)
     for task in shares:
         check_lengths(task_feature_lengths, task, known[task].has_inputs)
@@ -116,7 +127,7 @@ def streamed(
 def questions(
     tasks: Sequence[Task],
     vocabulary: Vocabulary,
-    mixture: str | Mapping[str, float],
+    mixture: Any,
     task_feature_lengths: Mapping[str, int],
     name: str = "questions",
 ) -> str:
@@ -127,12 +138,12 @@ def questions(
     Raises:
         ValueError: there are none, or the mixture names a task that is not there, or there is no length for them.
     """
-    shares = {mixture: 1.0} if isinstance(mixture, str) else mixture
-    known = _named(tasks, shares).values()
-    asked = [task for task in known if task.name in shares and isinstance(task, Questions)]
+    names = Mixture.of(mixture).tasks
+    known = _named(tasks, names).values()
+    asked = [task for task in known if task.name in names and isinstance(task, Questions)]
     if not asked:
         raise ValueError(
-            f"expected instruction tasks in the mixture for inference, found {sorted(shares)}: change the gin binding "
+            f"expected instruction tasks in the mixture for inference, found {names}: change the gin binding "
             "`MIXTURE_OR_TASK_NAME`"
         )
     for task in asked:
@@ -164,14 +175,24 @@ def mean_length(task: Task, vocabulary: Vocabulary, lengths: Mapping[str, int]) 
     return tokens / examples
 
 
-def _named(tasks: Sequence[Task], shares: Mapping[str, float]) -> dict[str, Task]:
+def _named(tasks: Sequence[Task], names: Collection[str]) -> dict[str, Task]:
     known = {task.name: task for task in tasks}
-    if not shares or (unknown := sorted(set(shares) - set(known))):
+    if unknown := sorted(set(names) - set(known)):
         raise ValueError(
-            f"expected a mixture of {sorted(known)}, found {unknown if shares else shares}: change the gin binding "
+            f"expected a mixture of {sorted(known)}, found {unknown}: change the gin binding "
             "`MIXTURE_OR_TASK_NAME` or `TASKS`"
         )
     return known
+
+
+def _constant_shares(mixture: Any) -> dict[str, float]:
+    changes = Mixture.of(mixture).changes
+    if len(changes) > 1 or len(changes[0][1]) > 1:
+        raise ValueError(
+            f"expected task to share of tokens, the only mixture that seqio can stream, found {mixture!r}: change the "
+            "gin binding `MIXTURE_OR_TASK_NAME`, or prepare the files and read them with `seqio_tasks.prepared`"
+        )
+    return dict(changes[0][1][0].shares)
 
 
 def _add_packed(binding: str, sources: Mapping[str, PreparedSource], made_of: Any) -> None:

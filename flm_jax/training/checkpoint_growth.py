@@ -320,18 +320,21 @@ class CheckpointGrowth:
 
     def _grown_metadata(self, state: TrainState) -> Metadata:
         settings = self._settings
+        history = self._metadata.data_history
+        batch_size = settings.batch_size or self._metadata.batch_size
         lineage = self._lineage.grown(
             self.plan,
             self.step,
             updates=self.step - int(state.opt_state.total_notfinite),
-            batch_size=self._metadata.batch_size,
+            sequences=history.sequences(self.step),
             ramp_steps=settings.ramp_steps,
             multipliers=settings.multipliers,
         )
         return dataclasses.replace(
             self._metadata,
             config=self.plan.target,
-            batch_size=settings.batch_size or self._metadata.batch_size,
+            batch_size=batch_size,
+            history=tuple(history.resized(self.step, batch_size).to_json()),
             growth_record=lineage.to_json(),
             loss_window=(),
         )

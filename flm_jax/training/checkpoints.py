@@ -116,7 +116,7 @@ class Checkpoints:
         """The state of `step`, onto the shardings of the abstract state `like`.
 
         Raises:
-            CheckpointMismatchError: the checkpoint is of another model, batch size, seed or mixture.
+            CheckpointMismatchError: the checkpoint is of another model or seed, or has read other prepared files.
         """
         self._check(step, metadata)
         item = to_tree(like)
@@ -159,7 +159,7 @@ class Checkpoints:
         self._manager.close()
 
     def _check(self, step: int, wanted: Metadata) -> None:
-        if differences := mismatches(self.metadata(step), wanted):
+        if differences := mismatches(self.metadata(step), wanted, "other"):
             raise CheckpointMismatchError(
                 f"{self._model_dir}/checkpoint_{step} is of another run: {'; '.join(differences)}. Restore these "
                 "settings to go on with it, or bind MODEL_DIR to a new directory to begin anew."

@@ -16,6 +16,7 @@ from typing import NamedTuple
 from flm_jax.config import ModelConfig
 from flm_jax.grow.lineage import Lineage
 from flm_jax.optimizer import Multipliers
+from flm_jax.tasks.history import History
 from flm_jax.tasks.vocabulary import Vocabulary
 from flm_jax.training.checkpoints import Checkpoints
 from flm_jax.training.metadata import CheckpointMismatchError, Metadata
@@ -86,7 +87,12 @@ def sequences(checkpoint: str, model_dir: str | None = None) -> int:
     if _has_checkpoints(model_dir):
         return 0
     found = find(checkpoint)
-    return found.lineage.sequences(found.step, found.metadata.batch_size)
+    return found.metadata.data_history.sequences(found.step)
+
+
+def history(checkpoint: str, model_dir: str | None = None) -> History:
+    """The batch sizes and mixtures that led to it. Args as `model_config`."""
+    return _first_of(model_dir, checkpoint).metadata.data_history
 
 
 def lineage(checkpoint: str, model_dir: str | None = None) -> Lineage:

@@ -8,13 +8,15 @@ from typing import Any
 import jax
 import numpy as np
 import optax
+from jax.sharding import NamedSharding
 
 from flm_jax import partitioning
 from flm_jax.grow.freezing import train_only_new
 from flm_jax.grow.lineage import Lineage
 from flm_jax.grow.schedule import Route
 from flm_jax.layers.growth_mask import GrowthMask
-from flm_jax.model import PACKED_FEATURES
+from flm_jax.model import PACKED_FEATURES, TASK_NUMBERS
+from flm_jax.tasks.history import History
 from flm_jax.training.loss_slope import MIN_POINTS
 from flm_jax.training.state import TrainState, abstract_state, create_state
 from flm_jax.training.step import skipping_non_finite, train_step
@@ -29,6 +31,7 @@ class Leg:
         make_optimizer: `make_optimizer(config, learning_rate, multipliers=)`, with `rewarm_steps=` and `rewarm_since=`
             too where the stage's `optimizer_state` is `asymmetric`.
         make_schedule: `make_schedule(peak=, total_steps=, warmup_steps=)`.
+        history: How the data has gone on, up to this stage's present batch size and mixture.
     """
 
     def __init__(
@@ -37,22 +40,26 @@ class Leg:
         lineage: Lineage,
         make_optimizer: Callable[..., optax.GradientTransformation],
         make_schedule: Callable[..., optax.Schedule],
+        history: History,
     ) -> None:
-        self.route, self.lineage = route, lineage
+        self.route, self.lineage, self.history = route, lineage, history
         self.index = len(lineage.records)
         self.stage = route.stages[self.index]
         self.config = route.config(self.index)
         self.model = self.stage.model.with_config(self.config)
         self.mesh = self.stage.mesh.build()
-        self.end = route.end(self.index, lineage.step)
-        self.end_of_run = route.end_of_run(self.index, lineage.step)
+        self.end = route.end(self.index, lineage.step, history)
+        self.end_of_run = route.end_of_run(self.index, lineage.step, history)
         try:
-            self.learning_rate = route.learning_rate(self.index, lineage.step, lineage.updates, make_schedule)
+            self.learning_rate = route.learning_rate(
+                self.index, lineage.step, lineage.updates, make_schedule, history
+            )
         except ValueError as error:
             raise ValueError(f"the learning rate of stage {self.index + 1}: {error}") from error
         self.optimizer = skipping_non_finite(self._make_optimizer(make_optimizer))
         self.abstract_state = abstract_state(self.config, self.optimizer, self.mesh)
         self.batch_sharding = partitioning.batch_sharding(self.mesh)
+        self.row_sharding = NamedSharding(self.mesh, partitioning.mesh_spec("batch"))
 
     def _make_optimizer(
         self, make: Callable[..., optax.GradientTransformation]
@@ -77,10 +84,7 @@ class Leg:
         if self.stage.slope is None:
             return self.end
         sequences = self.sequences(self.slope_start) / (1 - self.stage.slope_window)
-        full = self.slope_start + math.ceil(
-            (sequences - self.sequences(self.slope_start)) / self.stage.batch_size
-        )
-        return max(full, self.slope_start + MIN_POINTS)
+        return max(self.history.steps(math.ceil(sequences)), self.slope_start + MIN_POINTS)
 
     @property
     def is_last(self) -> bool:
@@ -102,23 +106,28 @@ class Leg:
         """A fresh state."""
         return create_state(self.model, self.optimizer, self.mesh, seed)
 
-    def lower(self, masked: bool) -> Any:
-        """The training step, traced: with the ramping mask, or without one."""
+    def lower(self, masked: bool, num_tasks: int = 0) -> Any:
+        """The training step, traced: with the ramping mask, or without one; with figures of each of `num_tasks`."""
         rows = jax.ShapeDtypeStruct(
             (self.stage.batch_size, self.route.length), np.int32, sharding=self.batch_sharding
         )
         mask: Callable[[jax.Array], GrowthMask | None] = self.lineage.mask if masked else lambda step: None
+        batch = dict.fromkeys(PACKED_FEATURES, rows)
+        if num_tasks:
+            batch[TASK_NUMBERS] = jax.ShapeDtypeStruct(
+                (self.stage.batch_size,), np.int32, sharding=self.row_sharding
+            )
         step = jax.jit(
-            train_step(self.model, self.optimizer, self.stage.num_microbatches, mask),
+            train_step(self.model, self.optimizer, self.stage.num_microbatches, mask, num_tasks),
             donate_argnums=0,
             # Fixed, so that one compilation serves: another shape or layout is an error, not a second program.
             out_shardings=(self.shardings, None),
         )
-        return step.lower(self.abstract_state, dict.fromkeys(PACKED_FEATURES, rows))
+        return step.lower(self.abstract_state, batch)
 
     def sequences(self, step: int) -> int:
         """Read by the run before `step`."""
-        return self.lineage.sequences(step, self.stage.batch_size)
+        return self.history.sequences(step)
 
     def tokens(self, step: int) -> int:
         """Of the run before `step`, padding included."""
@@ -126,7 +135,7 @@ class Leg:
 
     def flops(self, step: int) -> float:
         """Model FLOPs of the run before `step`."""
-        return self.lineage.flops(step, self.stage.batch_size, self.route.length, self.config)
+        return self.lineage.flops(self.sequences(step), self.route.length, self.config)
 
     def introduction(self) -> str:
         """A line for the log."""

@@ -2,11 +2,14 @@
 
 import dataclasses
 import json
-from typing import Any
+from typing import Any, Literal
 
 from flm_jax.config import ModelConfig
+from flm_jax.tasks.history import History, Segment
+from flm_jax.tasks.mixture import Mixture
 
-FORMAT = 2
+FORMAT = 3
+_READABLE = (2, 3)  # 2 is 3 without a history
 RUN_METADATA = (
     "flm_metadata.json"  # in the MODEL_DIR of a run under t5x, whose checkpoints have no place for it
 )
@@ -25,12 +28,14 @@ class Metadata:
     Attributes:
         config: The model.
         seed: Of the data order, so that a run goes on with the batches it would have seen.
-        batch_size: Sequences a step, in the present stage.
-        mixture: Task to share, as the run was given it.
+        batch_size: Sequences a step, at present.
+        mixture: What is read at present: `tasks.mixture.Mixture.to_json`, or a task's name.
         data: What the batches were made of: the reader's `identity`.
         gin_config: What gin was given; empty where the run was described in Python.
         growth_record: One entry for each growth that led here, oldest first (`grow.lineage.GrowthRecord`).
         loss_window: (tokens, loss) of the latest steps, in a stage that ends by the slope of its loss.
+        history: Batch sizes and mixtures of the run so far (`tasks.history.History.to_json`); without one they follow
+            from the growth record and the present ones.
     """
 
     config: ModelConfig
@@ -41,6 +46,19 @@ class Metadata:
     gin_config: str = ""
     growth_record: tuple[dict[str, Any], ...] = ()
     loss_window: tuple[list[float], ...] = ()
+    history: tuple[dict[str, Any], ...] = ()
+
+    @property
+    def data_history(self) -> History:
+        """How the run's data has gone on."""
+        if self.history:
+            return History.from_json(self.history)
+        segments, step, first, mixture = [], 0, 0, Mixture.of(self.mixture)
+        for record in self.growth_record:
+            if steps := record["step"] - step:
+                segments.append(Segment(step, first, (record["sequences"] - first) // steps, mixture))
+            step, first = record["step"], record["sequences"]
+        return History((*segments, Segment(step, first, self.batch_size, mixture)))
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -51,6 +69,7 @@ class Metadata:
             "config": self.config.to_json(),
             "growth_record": list(self.growth_record),
             "loss_window": list(self.loss_window),
+            "history": list(self.history),
         }
 
     def check_tokenizer(self, sha256: str, place: str) -> None:
@@ -84,7 +103,7 @@ class Metadata:
     @staticmethod
     def from_json(values: dict[str, Any]) -> "Metadata":
         """The inverse of `to_json`."""
-        if values.get("format") != FORMAT:
+        if values.get("format") not in _READABLE:
             raise CheckpointMismatchError(
                 f"expected checkpoint metadata of format {FORMAT}, found {values.get('format')!r}: it was written by "
                 "another version of flm_jax"
@@ -98,30 +117,44 @@ class Metadata:
             gin_config=values["gin_config"],
             growth_record=tuple(values["growth_record"]),
             loss_window=tuple(values["loss_window"]),
+            history=tuple(values.get("history", ())),
         )
 
 
-def mismatches(found: Metadata, wanted: Metadata, new_data: bool = False) -> list[str]:
+def mismatches(found: Metadata, wanted: Metadata, data: Literal["same", "other", "new"]) -> list[str]:
     """What of `wanted` cannot go on from `found`, each in words; nothing for a run that goes on.
 
-    With `new_data` the run begins its data anew, which then may be other data of the same tokenizer.
+    Args:
+        found: Of the checkpoint.
+        wanted: Of the run.
+        data: `same`: batch size and mixture stay. `other`: they may change, and of the prepared files only those that
+            were read must be the same. `new`: the data begins anew, and may be other data of the same tokenizer.
     """
     differences = config_mismatches(found.config, wanted.config)
-    fields = {"batch_size": "BATCH_SIZE", "seed": "RANDOM_SEED", "mixture": "MIXTURE_OR_TASK_NAME"}
-    differences += [
-        f"{name} (expected {getattr(wanted, name)!r} from {macro}, found {getattr(found, name)!r})"
-        for name, macro in list(fields.items())[: 1 if new_data else None]
-        if getattr(wanted, name) != getattr(found, name)
-    ]
+    if data != "other" and wanted.batch_size != found.batch_size:
+        differences.append(_different("batch_size", wanted.batch_size, "BATCH_SIZE", found.batch_size))
+    if data != "new" and wanted.seed != found.seed:
+        differences.append(_different("seed", wanted.seed, "RANDOM_SEED", found.seed))
+    if data == "same" and wanted.data_history.mixtures != found.data_history.mixtures:
+        mixtures = [
+            [mixture.to_json() for mixture in metadata.data_history.mixtures] for metadata in (wanted, found)
+        ]
+        shown = [one[0] if len(one) == 1 else one for one in mixtures]
+        differences.append(_different("mixture", shown[0], "MIXTURE_OR_TASK_NAME", shown[1]))
     # A run under t5x that streams its text has read no prepared data.
     names = {"tokenizer": "PREPARED_DIR", "length": "TASK_FEATURE_LENGTHS", "tasks": "PREPARED_DIR"}
-    differences += [
-        f"{name} of the prepared data (expected {wanted.data.get(name)!r} from {macro}, found "
-        f"{found.data.get(name)!r})"
-        for name, macro in list(names.items())[: 1 if new_data else None]
-        if wanted.data.get(name) != found.data.get(name)
-    ]
+    for name, macro in list(names.items())[: 1 if data == "new" else None]:
+        ours, theirs = wanted.data.get(name), found.data.get(name)
+        if ours and theirs and ours != theirs and data == "other" and name == "tasks":
+            read = found.data_history.tasks
+            ours, theirs = ({task: files.get(task) for task in read} for files in (ours, theirs))
+        if ours != theirs:
+            differences.append(_different(f"{name} of the prepared data", ours, macro, theirs))
     return differences
+
+
+def _different(name: str, wanted: Any, macro: str, found: Any) -> str:
+    return f"{name} (expected {wanted!r} from {macro}, found {found!r})"
 
 
 def config_mismatches(found: ModelConfig, wanted: ModelConfig) -> list[str]:

@@ -7,10 +7,11 @@ before it and the seed, so the newest checkpoint is all there is to resume from:
 import contextlib
 import difflib
 import enum
+import itertools
 import math
 import re
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,16 +21,20 @@ import numpy as np
 
 from flm_jax.grow.lineage import Lineage
 from flm_jax.grow.schedule import Route
+from flm_jax.model import TASK_NUMBERS
+from flm_jax.tasks.history import History
 from flm_jax.tasks.reader import Reader
-from flm_jax.training import boundary, hardware
+from flm_jax.training import boundary, data_history, hardware
 from flm_jax.training.checkpoints import Checkpoints
 from flm_jax.training.held_out import HeldOutEvaluator, to_devices
 from flm_jax.training.leg import Leg
 from flm_jax.training.loss_slope import LossSlope
 from flm_jax.training.metadata import CheckpointMismatchError, Metadata
+from flm_jax.training.progress import progress_line
 from flm_jax.training.run_log import RunLog
 from flm_jax.training.speed import Speedometer
 from flm_jax.training.state import TrainState
+from flm_jax.training.step_window import StepWindow
 from flm_jax.training.stop import StopRequest
 
 if TYPE_CHECKING:
@@ -66,11 +71,12 @@ class Run:
         self.checkpoints = checkpoints
         self.stop = stop
         self.changed: list[str] = []
-        self.window: list[dict[str, float]] = []
+        self.history: History
         self.leg: Leg
         self.slope: LossSlope
         self.state = self._restore_or_create()
         self.last_step = self.first_step = int(self.state.step)
+        self.window = StepWindow(self._counted_tasks)
         self.peak = hardware.peak(self.leg.config.dtype, list(self.leg.mesh.devices.flat))
 
     def run(self) -> Outcome:
@@ -127,17 +133,17 @@ class Run:
         self._save()
         self.checkpoints.wait()
 
-    def _one_step(self, batch: Mapping[str, np.ndarray]) -> None:
+    def _one_step(self, batch: dict[str, np.ndarray]) -> None:
         """Takes one step, and does what is due behind it."""
         trainer = self.trainer
-        self.state, metrics = self._train_step(self.state, to_devices(batch, self.leg.batch_sharding))
+        self.state, metrics = self._train_step(self.state, self._placed(batch))
         # Reading the metrics waits for the step. On a CPU with virtual devices, steps that are dispatched on top
         # of each other can deadlock.
-        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        values = self.window.add(jax.device_get(metrics))
         done = self.last_step = self.last_step + 1
         self.log.advance()
         self.speed.step(values["tokens"])
-        self.window.append(values)
+        self.latest = values
         if self.leg.stage.slope is not None and not values["skipped_in_a_row"]:
             self.slope.add(self.leg.tokens(done), values["loss"])
         if values["skipped_in_a_row"]:
@@ -167,7 +173,10 @@ class Run:
         """Grows into the next stage and proves that the function is kept; the stage's end is saved already."""
         started, old = time.perf_counter(), self.leg
         updates = self.last_step - int(self.state.opt_state.total_notfinite)
-        new = self._leg(self.route.grown(old.lineage, self.last_step, updates))
+        lineage = self.route.grown(old.lineage, self.last_step, updates, old.sequences(self.last_step))
+        self.history = self._history_in_stage(self.history, old.index + 1, self.last_step)
+        new = self._leg(lineage)
+        self._follow(new)
         # The sequences that come next.
         rows = self.reader.batch(old.sequences(self.last_step), boundary.num_rows_for_gate(old, new))
         self.state, found = boundary.grow(old, new, self.state, rows, self.trainer.seed)
@@ -177,7 +186,24 @@ class Run:
         self.log.line(boundary.line(old, new, found, started))
 
     def _leg(self, lineage: Lineage) -> Leg:
-        return Leg(self.route, lineage, self.trainer.optimizer, self.trainer.schedule)
+        return Leg(self.route, lineage, self.trainer.optimizer, self.trainer.schedule, self.history)
+
+    def _history_in_stage(self, history: History | None, index: int, step: int) -> History:
+        trainer = self.trainer
+        return data_history.in_stage(history, self.route, index, step, trainer.mixture, trainer.max_epochs)
+
+    def _follow(self, leg: Leg) -> None:
+        """The reader of this stage and of those to come."""
+        trainer = self.trainer
+        self.whole_history = data_history.with_later_stages(
+            self.history, self.route, leg.index, leg.end, trainer.mixture, trainer.max_epochs
+        )
+        self.reader = self.reader.following(self.whole_history)
+
+    @property
+    def _counted_tasks(self) -> list[str]:
+        """Whose figures are reported one by one; of a single task they would be those of the run."""
+        return list(self.reader.tasks) if len(self.reader.tasks) > 1 else []
 
     def _restore_or_create(self) -> TrainState:
         """Sets the present stage and the slope's window besides."""
@@ -190,7 +216,11 @@ class Run:
                 f"{len(lineage.records) + 1} in Trainer.stages, found {len(self.route.stages)}; give all stages, those "
                 "that are over too"
             )
+        before = found.data_history if found else None
+        self.history = self._history_in_stage(before, len(lineage.records), latest or 0)
         self.leg = self._leg(lineage)
+        self._follow(self.leg)
+        data_history.check_lasts(self.reader.plan, self.whole_history, self.route.length, self.leg.end_of_run)
         self.slope = self._slope_of(self.leg, found.loss_window if found else ())
         if found is not None:
             self._check_lineage(f"{self.directory}/checkpoint_{latest}")
@@ -201,7 +231,11 @@ class Run:
                 return self.leg.create(self.trainer.seed)
             wanted = self._metadata()
             if found.gin_config:  # none is known of a run under t5x, or from Python
-                self.changed = _changed_lines(found.gin_config, wanted.gin_config)
+                self.changed = [
+                    f"changed since the checkpoint: {line}"
+                    for line in _changed_lines(found.gin_config, wanted.gin_config)
+                ]
+            self.changed += filter(None, [self._changed_data(found, latest)])
             return self.checkpoints.restore(latest, self.leg.abstract_state, wanted)
 
     def _check_lineage(self, checkpoint: str) -> None:
@@ -232,18 +266,18 @@ class Run:
         return LossSlope(leg.stage.slope_window, leg.tokens(leg.slope_start), points)
 
     def _metadata(self) -> Metadata:
-        mixture = self.trainer.mixture
         return Metadata(
             config=self.leg.config,
             seed=self.trainer.seed,
             batch_size=self.leg.stage.batch_size,
-            mixture=mixture if isinstance(mixture, str) else dict(mixture),
+            mixture=self.history.segments[-1].mixture.to_json(),
             data=self.reader.identity,
             gin_config=gin.config_str(
                 max_line_length=10_000
             ),  # a binding a line, for telling what has changed
             growth_record=self.leg.lineage.to_json(),
             loss_window=tuple(self.slope.points) if self.leg.stage.slope is not None else (),
+            history=tuple(self.history.to_json()),
         )
 
     def _save(self) -> None:
@@ -260,19 +294,29 @@ class Run:
         """Compiles the next step's program: under the growth mask while that ramps, without one afterwards."""
         started = time.perf_counter()
         self._masked = self.last_step < self.leg.lineage.ramp_end
-        self._train_step = self.leg.lower(self._masked).compile()
+        self._train_step = self.leg.lower(self._masked, len(self._counted_tasks)).compile()
         self.log.line(
             f"compiled the training step{' under the growth mask' if self._masked else ''} in "
             f"{time.perf_counter() - started:.1f} s"
         )
 
-    def _batches(self) -> Generator[Mapping[str, np.ndarray], None, None]:
-        return self.reader.prefetch(
-            self.leg.sequences(self.last_step),
-            self.leg.stage.batch_size,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        )
+    def _batches(self) -> Generator[dict[str, np.ndarray], None, None]:
+        """The rows of this process of the batches to come, with the task of each row where there are several."""
+        first, size = self.leg.sequences(self.last_step), self.leg.stage.batch_size
+        part = (jax.process_index(), jax.process_count())
+        with contextlib.closing(self.reader.prefetch(first, size, *part)) as batches:
+            for place, batch in zip(itertools.count(first, size), batches, strict=False):
+                if self._counted_tasks:
+                    batch[TASK_NUMBERS] = self.reader.task_numbers(place, size, *part)
+                yield batch
+
+    def _placed(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+        rows = {name: batch.pop(name) for name in (TASK_NUMBERS,) if name in batch}
+        return to_devices(batch, self.leg.batch_sharding) | to_devices(rows, self.leg.row_sharding)
+
+    def _changed_data(self, found: Metadata, step: int) -> str | None:
+        over = step >= self.leg.end  # then this stage reads no more
+        return None if over else data_history.changes(found.data_history.at(step), self.history.at(step))
 
     def _introduce(self) -> None:
         if len(self.route.stages) > 1:
@@ -283,18 +327,16 @@ class Run:
             f"{self.trainer.model_dir}"
         )
         for line in self.changed:
-            self.log.line(f"changed since the checkpoint: {line}")
+            self.log.line(line)
+        for line in data_history.caps_ahead(
+            self.reader.plan, self.whole_history, self.first_step, self.leg.end_of_run
+        ):
+            self.log.line(line)
 
     def _report(self) -> None:
-        """Writes the means since the last report; steps weigh by their tokens with loss, skipped ones are left out."""
-        step = self.last_step
-        good = [v for v in self.window if math.isfinite(v["loss"]) and math.isfinite(v["grad_norm"])]
-        latest = self.window[-1]
-        weights = np.array([max(values["loss_tokens"], 1e-9) for values in good])
-        values = {
-            f"train/{name}": float(np.average([v[name] for v in good], weights=weights)) if good else math.nan
-            for name in ("loss", "z_loss", "accuracy", "grad_norm")
-        }
+        """Writes the means since the last report, and where the run stands."""
+        step, latest = self.last_step, self.latest
+        values = self.window.take()
         updates = step - int(latest["skipped"])
         values["train/learning_rate"] = float(self.leg.learning_rate(max(updates - 1, 0)))
         values["train/skipped"] = latest["skipped"]
@@ -304,9 +346,9 @@ class Run:
         if slope is not None:
             values["train/loss_slope"] = slope
         values |= {f"speed/{name}": value for name, value in self.speed.read().items()}
-        self.window.clear()
+        values |= data_history.figures(self.reader.plan, self.leg.sequences(step))
         self.log.scalars(step, {name: value for name, value in values.items() if math.isfinite(value)})
-        self.log.line(_line(step, self.leg, values))
+        self.log.line(progress_line(step, self.leg, values))
 
     def _evaluation_due(self) -> bool:
         period = self.trainer.eval_period
@@ -333,29 +375,6 @@ class Run:
                     f"eval {step:>6}  {name}: loss {found.loss:.4f} nats/token, {found.bits_per_byte:.4f} bits/byte "
                     f"({found.tokens:,} tokens)"
                 )
-
-
-def _line(step: int, leg: Leg, values: Mapping[str, float]) -> str:
-    parts = [
-        f"step {step:>6}/{leg.end_of_run}",
-        f"loss {values['train/loss']:.4f}",
-        f"grad {values['train/grad_norm']:.3f}",
-        f"lr {values['train/learning_rate']:.2e}",
-    ]
-    if values["train/skipped"]:
-        parts.append(f"skipped {values['train/skipped']:.0f}")
-    if "train/loss_slope" in values:
-        parts.append(f"slope {values['train/loss_slope']:.3f}")
-    if "speed/tokens_per_second" in values:
-        left = (leg.end - step) * values["speed/seconds_per_step"]
-        parts += [
-            f"{values['speed/tokens_per_second']:,.0f} tok/s",
-            f"{values['speed/seconds_per_step'] * 1e3:,.0f} ms/step",
-            f"MFU {values['speed/mfu']:.1%}",
-            f"HFU {values['speed/hfu']:.1%}",
-            f"{'left' if leg.is_last else 'left in stage'} {time.strftime('%H:%M:%S', time.gmtime(left))}",
-        ]
-    return "  ".join(parts)
 
 
 def _changed_lines(before: str, now: str) -> list[str]:

@@ -9,7 +9,7 @@ import optax
 
 from flm_jax.config import at_least_float32
 from flm_jax.layers.growth_mask import GrowthMask
-from flm_jax.model import Batch, LanguageModel, TokenSums
+from flm_jax.model import TASK_NUMBERS, Batch, LanguageModel, PartSums, TokenSums
 from flm_jax.training.state import TrainState
 
 Metrics = dict[str, jax.Array]
@@ -30,10 +30,12 @@ def gradients(
     batch: Batch,
     num_microbatches: int = 1,
     growth: GrowthMask | None = None,
+    num_tasks: int = 0,
 ) -> tuple[Any, TokenSums]:
     """Gradient of the mean loss over the batch's tokens, in `num_microbatches` parts, and the batch's sums.
 
-    `growth` hides what a growth has added while its mask ramps.
+    `growth` hides what a growth has added while its mask ramps. With `num_tasks` the batch says which of them each row
+    is of (`model.TASK_NUMBERS`), and `parts` of the sums are theirs, `[num_tasks]`.
 
     Every token weighs the same, however the tokens with loss fall into microbatches: the result equals that of
     the undivided batch up to rounding.
@@ -44,6 +46,8 @@ def gradients(
 
     def share_of_loss(params: Any, part: Batch) -> tuple[jax.Array, TokenSums]:
         sums = model.token_sums(params, part, growth)
+        if num_tasks:
+            sums = sums._replace(parts=_of_each_task(sums.parts, part[TASK_NUMBERS], num_tasks))
         return (sums.nll + sums.z_loss) / normalizer, sums
 
     one_part = jax.grad(share_of_loss, has_aux=True)
@@ -62,11 +66,19 @@ def gradients(
     return jax.lax.scan(add, zeros, parts)[0]
 
 
+def _of_each_task(rows: PartSums | None, numbers: jax.Array, num_tasks: int) -> PartSums:
+    """Sums of each task, `[num_tasks]`, from those of each row, `[batch]`."""
+    is_of = numbers[:, None] == jnp.arange(num_tasks, dtype=numbers.dtype)
+    # A sum, which is split over devices as rows are; and by `where`, for a row that is not finite spoils its task only.
+    return jax.tree.map(lambda values: jnp.sum(jnp.where(is_of, values[:, None], 0), axis=0), rows)
+
+
 def train_step(
     model: LanguageModel,
     optimizer: optax.GradientTransformation,
     num_microbatches: int = 1,
     mask: Callable[[jax.Array], GrowthMask | None] = lambda step: None,
+    num_tasks: int = 0,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """The update `(state, batch) -> (state, metrics)` of one optimizer.
 
@@ -75,14 +87,16 @@ def train_step(
         optimizer: Wrapped by `skipping_non_finite`.
         num_microbatches: Parts into which the batch is divided, to save memory; divides the batch.
         mask: The growth mask of the step after `step` steps (`Lineage.mask`, while a mask ramps).
+        num_tasks: Whose figures are wanted; 0 for none.
 
     Returns:
         The function to jit. Its metrics are scalars: `loss` (nats per token), `z_loss`, `accuracy`, `grad_norm`
-        (before clipping), `loss_tokens`, `tokens` (not padding), `skipped` (steps so far), `skipped_in_a_row`.
+        (before clipping), `loss_tokens`, `tokens` (not padding), `skipped` (steps so far), `skipped_in_a_row`; and with
+        `num_tasks` the sums of each task, `[num_tasks]`: `task_nll`, `task_correct`, `task_weight`.
     """
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        grads, sums = gradients(model, state.params, batch, num_microbatches, mask(state.step))
+        grads, sums = gradients(model, state.params, batch, num_microbatches, mask(state.step), num_tasks)
         norm = optax.global_norm(grads)
         # Finite gradients whose norm overflows would be clipped to zero and pass for a good step.
         grads = jax.tree.map(lambda grad: jnp.where(jnp.isfinite(norm), grad, jnp.nan), grads)
@@ -99,6 +113,8 @@ def train_step(
             "skipped": opt_state.total_notfinite,
             "skipped_in_a_row": opt_state.notfinite_count,
         }
+        if sums.parts is not None:
+            metrics |= {f"task_{name}": values for name, values in sums.parts._asdict().items()}
         return TrainState(state.step + 1, params, opt_state), metrics
 
     return step

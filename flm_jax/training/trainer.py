@@ -4,6 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import optax
@@ -11,8 +12,10 @@ import optax
 from flm_jax import optimizer as optimizers
 from flm_jax.grow.lineage import Lineage
 from flm_jax.grow.schedule import Route, Stage
+from flm_jax.tasks.history import History
 from flm_jax.tasks.packing import sequence_length
 from flm_jax.tasks.reader import Reader
+from flm_jax.training import data_history
 from flm_jax.training.checkpoints import Checkpoints
 from flm_jax.training.leg import Leg, check_mesh
 from flm_jax.training.run import Outcome as Outcome
@@ -40,7 +43,8 @@ class Trainer:
             growth.
         model_dir: Checkpoints, `metrics.jsonl` and `tensorboard/` go here; what is there is continued.
         prepared_dir: What `flm data prepare` wrote.
-        mixture: A task's name, or task to relative share of tokens.
+        mixture: What is read: a task's name, task to relative share of tokens, a schedule of these by tokens, or
+            `Alternating` (`tasks.mixture`). A stage may have its own.
         task_feature_lengths: As in seqio; a packed sequence is as long as the features together.
         optimizer: Makes each stage's optimizer: `optimizer(config, learning_rate, multipliers=)`, with a function of
             the updates made and with what growth asks for. Steps with gradients that are not finite are skipped.
@@ -53,12 +57,14 @@ class Trainer:
         checkpoint_period: Steps between two checkpoints; the last of every stage is always saved, and kept.
         checkpoints_to_keep: The newest ones, besides the stages' ends.
         max_skipped_in_a_row: Steps whose gradients are not finite, one after the other, before the run aborts.
+        max_epochs: For which a task may be read, a number or task to number; None for any. From there on its share
+            goes to the others.
     """
 
     stages: Sequence[Stage]
     model_dir: str
     prepared_dir: str
-    mixture: str | Mapping[str, float]
+    mixture: Any
     task_feature_lengths: int | Mapping[str, int]
     optimizer: Callable[..., optax.GradientTransformation] = optimizers.adamw
     schedule: Callable[..., optax.Schedule] = optimizers.warmup_cosine
@@ -69,6 +75,7 @@ class Trainer:
     checkpoint_period: int = 500
     checkpoints_to_keep: int = 2
     max_skipped_in_a_row: int = 10
+    max_epochs: float | Mapping[str, float] | None = None
 
     def run(self) -> Outcome:
         """Trains to the end of the last stage, or until SIGTERM, after which the state is saved.
@@ -86,8 +93,11 @@ class Trainer:
             )
         route = self._check()
         directory = Path(self.model_dir).expanduser()
-        reader = Reader(self.prepared_dir, self.mixture, length=route.length, seed=self.seed, split="train")
+        history = self._history(route)
+        reader = Reader(self.prepared_dir, history, length=route.length, seed=self.seed, split="train")
         self._check_vocabulary(reader)
+        if not any(directory.glob("checkpoint_*")):
+            data_history.check_lasts(reader.plan, history, route.length, route.end_of_run(0, 0))
         directory.mkdir(parents=True, exist_ok=True)
         with stop_on_sigterm() as stop:
             checkpoints = Checkpoints(directory, self.checkpoints_to_keep)
@@ -132,8 +142,9 @@ class Trainer:
         the least room.
         """
         lineage, before = Lineage(), None
+        history = data_history.in_stage(None, route, 0, 0, self.mixture, self.max_epochs)
         for index in range(len(route.stages)):
-            leg = Leg(route, lineage, self.optimizer, self.schedule)
+            leg = Leg(route, lineage, self.optimizer, self.schedule, history)
             if leg.earliest_end > leg.end:
                 raise ValueError(
                     f"stage {index + 1}: the window of its slope begins behind ramp and warmup at step "
@@ -148,7 +159,15 @@ class Trainer:
                 jax.eval_shape(grow, before.abstract_state, jax.random.key(0))
             if not leg.is_last:
                 end = leg.earliest_end if early else leg.end
-                before, lineage = leg, route.grown(lineage, end, end)
+                before, lineage = leg, route.grown(lineage, end, end, leg.sequences(end))
+                history = data_history.in_stage(history, route, index + 1, end, self.mixture, self.max_epochs)
+
+    def _history(self, route: Route) -> History:
+        """Of a run from its first step on, each stage at its longest."""
+        history = data_history.in_stage(None, route, 0, 0, self.mixture, self.max_epochs)
+        return data_history.with_later_stages(
+            history, route, 0, route.end(0, 0, history), self.mixture, self.max_epochs
+        )
 
     def _check_vocabulary(self, reader: Reader) -> None:
         rows, pieces = self.stages[0].model.config.vocab_size, reader.vocabulary.size

@@ -9,6 +9,7 @@ from flm_jax import LanguageModel, gin_setup, optimizer, presets
 from flm_jax.grow.errors import GrowthError, ShrinkingError, UnknownMethodError
 from flm_jax.grow.lineage import Lineage
 from flm_jax.grow.schedule import Route, Stage
+from flm_jax.tasks.history import History
 from tests.models import small_config
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -72,10 +73,11 @@ def test_skipped_updates_do_not_move_the_clock() -> None:
 
 def test_positions_and_costs_follow_the_batch_sizes() -> None:
     route = Route.of([stage(), stage(LARGE, batch_size=4)], 64)
-    lineage = route.grown(Lineage(), 100, 98)
-    assert lineage.sequences(100, 4) == 800 and lineage.sequences(103, 4) == 812
+    history = History.begin("en", 8).changed(100, 4, "en")
+    assert history.sequences(100) == 800 and history.sequences(103) == 812
+    lineage = route.grown(Lineage(), 100, 98, history.sequences(100))
     expected = 64 * (800 * SMALL.flops_per_token(64) + 12 * LARGE.flops_per_token(64))
-    assert lineage.flops(103, 4, 64, route.config(1)) == pytest.approx(expected)
+    assert lineage.flops(812, 64, route.config(1)) == pytest.approx(expected)
     assert (lineage.step, lineage.updates, lineage.ramp_end) == (100, 98, 120)
 
 

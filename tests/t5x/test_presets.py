@@ -218,7 +218,7 @@ def test_once_begun_a_run_asks_itself(build: Build, checkpoint: Path, tmp_path: 
 def test_a_mask_that_opens_is_refused(build: Build, checkpoint: Path) -> None:
 
     plan = grow.plan(presets.flm_tiny(), dataclasses.replace(presets.flm_tiny(), d_ff=2048), "msg")
-    lineage = Lineage().grown(plan, step=20, updates=20, batch_size=128, ramp_steps=11, multipliers="carry")
+    lineage = Lineage().grown(plan, step=20, updates=20, sequences=2560, ramp_steps=11, multipliers="carry")
     write(
         checkpoint.parent,
         Metadata(plan.target, 0, 128, {}, {"tokenizer": ""}, growth_record=lineage.to_json()),

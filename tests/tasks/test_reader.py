@@ -1,6 +1,7 @@
 import contextlib
 import itertools
 import json
+import resource
 import shutil
 import threading
 from collections import Counter
@@ -12,7 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flm_jax.tasks.reader import Interleave, PreparedTask, Reader, evaluation_batches
+from flm_jax.tasks import prepared as prepared_module
+from flm_jax.tasks.history import History
+from flm_jax.tasks.mixture import Alternating
+from flm_jax.tasks.mixture_plan import Interleave
+from flm_jax.tasks.reader import PreparedTask, Reader, evaluation_batches
 
 MIXTURE = {"en": 53.5, "zh": 46.5, "instruct": 5.0}
 Batch = dict[str, np.ndarray]
@@ -221,3 +226,83 @@ def test_the_default_mixture_on_prepared_text(prepared: Path) -> None:
         .all(axis=1)
         .any()
     )
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_a_history_of_mixtures_is_read_alike_anywhere(uneven: Path, processes: int) -> None:
+    """Another mixture, another batch size and turns, by any number of processes, in any order."""
+    turns = Alternating({"language": {"en": 2, "zh": 1}, "teacher": "instruct"}, (3, 1))
+    history = History.begin({"en": 1, "zh": 1}, 8).changed(5, 12, {"en": 1, "zh": 9}).changed(9, 4, turns)
+    whole = Reader(uneven, history, 128, seed=0)
+    for step in (4, 5, 9, 12, 1_000_000, 7, 10**12):
+        first, size = history.sequences(step), history.at(step).batch_size
+        parts = [
+            Reader(uneven, history, 128, seed=0).batch(first, size, index, processes)
+            for index in range(processes)
+        ]
+        assert _equal(_joined(parts), whole.batch(first, size))
+        numbers = [whole.task_numbers(first, size, index, processes) for index in range(processes)]
+        assert (np.concatenate(numbers) == whole.task_numbers(first, size)).all()
+    owner = _owners(uneven, list(whole.tasks))
+    rows = whole.batch(0, 300)["decoder_target_tokens"]
+    expected = [list(whole.tasks)[number] for number in whole.task_numbers(0, 300)]
+    assert [owner[row.tobytes()] for row in rows] == expected
+
+
+def test_no_sequence_comes_twice_or_not_at_all_when_the_mixture_changes(uneven: Path) -> None:
+    owner = _owners(uneven, ["en", "zh"])
+    history = History.begin({"en": 1, "zh": 1}, 8).changed(9, 8, {"en": 9, "zh": 1}).changed(17, 5, "en")
+    reader = Reader(uneven, history, 128, seed=3)
+    size = reader.tasks["en"].num_sequences("train")
+    rows = [row.tobytes() for row in reader.batch(0, 4 * size)["decoder_target_tokens"]]
+    english = [row for row in rows if owner[row] == "en"]
+    for start in range(0, len(english) - size + 1, size):
+        assert len(set(english[start : start + size])) == size
+
+
+def test_a_reader_follows_another_history(uneven: Path) -> None:
+    history = History.begin({"en": 1, "zh": 1}, 8)
+    later = history.changed(5, 4, {"en": 1, "instruct": 1})
+    reader = Reader(uneven, history, 128, seed=0)
+    followed = reader.following(later)
+    assert _equal(followed.batch(40, 12), Reader(uneven, later, 128, seed=0).batch(40, 12))
+    assert list(reader.tasks) == ["en", "zh"] and followed.tasks["en"] is reader.tasks["en"]
+    assert _equal(reader.batch(40, 12), Reader(uneven, {"en": 1, "zh": 1}, 128, seed=0).batch(40, 12))
+
+
+def test_epochs_end_the_stream(uneven: Path) -> None:
+    reader = Reader(uneven, {"en": 1, "zh": 1}, 128, seed=0, max_epochs=2)
+    assert reader.plan.end is not None
+    rows = Counter(row.tobytes() for row in reader.batch(0, reader.plan.end)["decoder_target_tokens"])
+    assert set(rows.values()) == {2} and rows.keys() == _owners(uneven, ["en", "zh"]).keys()
+    with pytest.raises(IndexError, match=r"Trainer\.max_epochs"):
+        reader.batch(reader.plan.end, 1)
+
+
+def test_turns_need_a_batch_size(uneven: Path) -> None:
+    turns = Alternating({"language": "en", "teacher": "instruct"}, (1, 1))
+    with pytest.raises(ValueError, match=r"expected a batch size .*seqio_tasks\.prepared\.batch_size"):
+        Reader(uneven, turns, 128, 0)
+    assert set(Reader(uneven, turns, 128, 0, batch_size=4).task_numbers(0, 8)[:4]) == {0}
+
+
+def test_files_are_opened_when_they_are_read_and_the_limit_is_raised(
+    uneven: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    files = len(PreparedTask(uneven / "en").counts("train").files)
+    monkeypatch.setattr(prepared_module, "_record_files", set())
+    monkeypatch.setattr(prepared_module, "_OTHER_FILES", soft)
+    limits: list[tuple[int, int]] = []
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (soft, 2 * soft))
+    monkeypatch.setattr(resource, "setrlimit", lambda which, limit: limits.append(limit))
+    descriptors = len(list(Path("/proc/self/fd").iterdir())) if Path("/proc/self/fd").exists() else None
+    for _ in range(2):  # what is known is not counted again
+        source = PreparedTask(uneven / "en").source("train")
+    assert limits == [(soft + files, 2 * soft)] * 2
+    if descriptors is not None:
+        assert len(list(Path("/proc/self/fd").iterdir())) == descriptors
+    assert source[0]
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (soft, soft))
+    with pytest.raises(ValueError, match=rf"at least {soft + files:,} open files, for {files:,} prepared"):
+        PreparedTask(uneven / "en").source("train")

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from flm_jax.tasks.mixture import Alternating
 from flm_jax.tasks.prepared import PreparedTask
 from flm_jax.tasks.reader import Reader
 
@@ -36,13 +37,16 @@ def assert_equal(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) 
         np.testing.assert_array_equal(found[name], array, err_msg=name)
 
 
-@pytest.mark.parametrize("mixture", [MIXTURE, "zh"])
+TURNS = Alternating({"language": {"en": 2, "zh": 1}, "teacher": "instruct"}, (3, 1))
+
+
+@pytest.mark.parametrize("mixture", [MIXTURE, "zh", {0: MIXTURE, 6400: TURNS}])
 def test_shuffled_it_is_the_readers_stream(sources: Any, prepared: Path, mixture: Any) -> None:
     """Over more than an epoch of the smallest task, from the beginning and from a later sequence."""
-    reader = Reader(prepared, mixture, 64, seed=7)
-    source = sources.PreparedSource(prepared, mixture, {"inputs": 16, "targets": 48})
+    reader = Reader(prepared, mixture, 64, seed=7, batch_size=8)
+    source = sources.PreparedSource(prepared, mixture, {"inputs": 16, "targets": 48}, batch_size=8)
     assert_equal(rows(source.get_dataset("train", shuffle=True, seed=7), 300), reader.batch(0, 300))
-    later = sources.PreparedSource(prepared, mixture, 64, first=40)
+    later = sources.PreparedSource(prepared, mixture, 64, first=40, batch_size=8)
     assert_equal(rows(later.get_dataset("train", shuffle=True, seed=7), 8), reader.batch(40, 8))
     other = rows(source.get_dataset("train", shuffle=True, seed=8), 40)
     assert not np.array_equal(other["decoder_target_tokens"], reader.batch(0, 40)["decoder_target_tokens"])

@@ -25,6 +25,7 @@ from flm_jax.grow.lineage import Lineage
 from flm_jax.grow.operators import METHODS
 from flm_jax.grow.schedule import Route, Stage
 from flm_jax.partitioning import MeshShape
+from flm_jax.tasks.history import History
 from flm_jax.tasks.reader import Reader
 from flm_jax.training.checkpoints import load_params
 from flm_jax.training.leg import Leg
@@ -172,7 +173,8 @@ def test_a_kill_between_boundary_and_growth_grows_the_same(
 
 def test_after_the_ramp_the_compiled_step_has_no_mask_in_it() -> None:
     route = Route.of([stage(SMALL), stage(MEDIUM)], 64)
-    leg = Leg(route, route.grown(Lineage(), 5, 5), optimizer.adamw, optimizer.warmup_cosine)
+    lineage, history = route.grown(Lineage(), 5, 5, 40), History.begin("en", 8)
+    leg = Leg(route, lineage, optimizer.adamw, optimizer.warmup_cosine, history)
     with leg.context():
         masked, plain = (leg.lower(masked).as_text() for masked in (True, False))
         never_grown = jax.jit(
@@ -189,7 +191,7 @@ def test_after_the_ramp_the_compiled_step_has_no_mask_in_it() -> None:
 
 def test_the_mask_is_a_function_of_the_step() -> None:
     route = Route.of([stage(SMALL), stage(MEDIUM, steps=9, ramp_steps=4)], 64)
-    lineage = route.grown(Lineage(), 5, 5)
+    lineage = route.grown(Lineage(), 5, 5, 40)
     values = [float(lineage.mask(step).embed[-1]) for step in range(5, 10)]  # type: ignore[union-attr, index]
     assert values == [0, 0.25, 0.5, 0.75, 1]
     assert [lineage.mask_at(step) is None for step in (7, 8, 9, 10)] == [False, False, True, True]
@@ -376,7 +378,7 @@ def test_a_checkpoint_wants_all_stages_and_their_sizes(uninterrupted: Path, prep
 def test_the_optimizer_takes_what_growth_asks_for() -> None:
     """The folded final norm learns D/d times as fast, and matrices keep the rate of their first width."""
     route = Route.of([stage(SMALL), stage(MEDIUM)], 64)
-    lineage = route.grown(Lineage(), 5, 5)
+    lineage = route.grown(Lineage(), 5, 5, 40)
     mults = lineage.multipliers(route.config(1))
     assert mults.learning_rate["final_norm"]["scale"] == pytest.approx(32 / 24)
     assert mults.epsilon["final_norm"]["bias"] == pytest.approx(24 / 32)

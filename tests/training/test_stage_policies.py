@@ -10,6 +10,7 @@ import pytest
 from flm_jax import optimizer
 from flm_jax.grow.lineage import Lineage
 from flm_jax.grow.schedule import Route
+from flm_jax.tasks.history import History
 from flm_jax.training.checkpoints import load_params
 from flm_jax.training.leg import Leg
 from flm_jax.training.metadata import CheckpointMismatchError
@@ -90,16 +91,17 @@ def test_a_stage_with_other_multipliers_is_refused(run: Path, prepared_dir: Path
 def test_a_stage_rewarms_what_is_new_and_nothing_else() -> None:
     """With the same gradient everywhere, the first update of the new is 1.3 / 3 of that of the old."""
     route = Route.of(STAGES, 64)
-    lineage = route.grown(Lineage(), 4, 4)
+    lineage = route.grown(Lineage(), 4, 4, 32)
     made = {}
 
     def make(config: object, learning_rate: object, **settings: object) -> object:
         made.update(settings)
         return optimizer.adamw(config, learning_rate, **settings)  # type: ignore[arg-type]
 
-    Leg(route, Lineage(), make, optimizer.warmup_cosine)  # type: ignore[arg-type]
+    history = History.begin("en", 8)
+    Leg(route, Lineage(), make, optimizer.warmup_cosine, history)  # type: ignore[arg-type]
     assert "rewarm_steps" not in made
-    leg = Leg(route, lineage, make, optimizer.warmup_cosine)  # type: ignore[arg-type]
+    leg = Leg(route, lineage, make, optimizer.warmup_cosine, history)  # type: ignore[arg-type]
     assert made["rewarm_steps"] == 3 and made["rewarm_since"] == 4
     params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), leg.abstract_state.params)
     state = leg.optimizer.init(params)

@@ -11,7 +11,7 @@ import pytest
 
 from flm_jax import LanguageModel, optimizer, partitioning
 from flm_jax.config import ModelConfig
-from flm_jax.model import TokenSums
+from flm_jax.model import TASK_NUMBERS, TokenSums
 from flm_jax.partitioning import MeshShape
 from flm_jax.training.state import abstract_state, create_state
 from flm_jax.training.step import gradients, skipping_non_finite, train_step
@@ -122,7 +122,34 @@ def test_microbatches_give_the_gradient_of_the_whole() -> None:
             jax.tree.map(
                 lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-14), whole, divided
             )
-            np.testing.assert_allclose(sums, divided_sums, rtol=1e-12)
+            jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), sums, divided_sums)
+
+
+@pytest.mark.parametrize(("mesh", "parts"), [(MeshShape(1, 1, 1), 1), (MeshShape(2, 2, 2), 2)])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_figures_of_tasks_are_those_of_their_rows_and_change_nothing(
+    mesh: MeshShape, parts: int, dtype: str
+) -> None:
+    config = small_config(dtype=dtype)
+    model, params = LanguageModel(config), random_params(config)
+    batch = random_batch(config, 8, 16)
+    numbers = np.array([0, 2, 0, 2, 2, 0, 0, 0], np.int32)  # none of task 1
+    built = mesh.build(jax.devices()[: mesh.data * mesh.fsdp * mesh.tensor])
+    made = jax.jit(gradients, static_argnums=(0, 3, 5))
+    with jax.set_mesh(built), partitioning.axis_rules():
+        plain, plain_sums = made(model, params, batch, parts)
+        found, sums = made(model, params, {**batch, TASK_NUMBERS: numbers}, parts, None, 3)
+        jax.tree.map(np.testing.assert_array_equal, plain, found)
+        jax.tree.map(np.testing.assert_array_equal, plain_sums, sums._replace(parts=None))
+        for task in range(3):
+            alone = {
+                **batch,
+                "decoder_loss_weights": batch["decoder_loss_weights"] * (numbers == task)[:, None],
+            }
+            expected = made(model, params, alone, parts)[1]
+            assert sums.parts.weight[task] == expected.weight
+            np.testing.assert_allclose(sums.parts.nll[task], expected.nll, rtol=1e-5)
+            assert sums.parts.correct[task] == expected.correct
 
 
 def test_a_batch_without_loss_gives_zero_gradients() -> None:

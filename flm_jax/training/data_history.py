@@ -1,0 +1,95 @@
+"""How a run's data goes on: by its stages and its checkpoint, what changes where, and whether there is enough."""
+
+from typing import Any
+
+from flm_jax.grow.schedule import Route
+from flm_jax.tasks.history import Epochs, History, Segment, epochs_to_json
+from flm_jax.tasks.mixture_plan import MixturePlan
+
+
+def in_stage(
+    history: History | None, route: Route, index: int, step: int, mixture: Any, max_epochs: Epochs
+) -> History:
+    """With the settings of a stage from `step` on.
+
+    Args:
+        history: Before; None for a run that begins.
+        route: All stages.
+        index: Of the stage.
+        step: At which the stage begins, or goes on.
+        mixture: Of stages that have none of their own.
+        max_epochs: That a task may be read for.
+    """
+    stage = route.stages[index]
+    mixture = mixture if stage.mixture is None else stage.mixture
+    if history is None:
+        return History.begin(mixture, stage.batch_size, max_epochs)
+    return history.changed(step, stage.batch_size, mixture, max_epochs)
+
+
+def with_later_stages(
+    history: History, route: Route, index: int, end: int, mixture: Any, max_epochs: Epochs
+) -> History:
+    """With the stages behind `index`, which ends at `end`; each at its longest. Args as `in_stage`."""
+    for later in range(index + 1, len(route.stages)):
+        history = in_stage(history, route, later, end, mixture, max_epochs)
+        end += route.stages[later].num_steps(route.length)
+    return history
+
+
+def changes(before: Segment, now: Segment) -> str | None:
+    """What a run that goes on has changed, as a line for its log."""
+    found = []
+    if before.batch_size != now.batch_size:
+        found.append(f"batch size {before.batch_size} -> {now.batch_size}")
+    if before.mixture != now.mixture:
+        found.append(f"mixture {before.mixture.to_json()} -> {now.mixture.to_json()}")
+    if before.max_epochs != now.max_epochs:
+        found.append(f"max_epochs {epochs_to_json(before.max_epochs)} -> {epochs_to_json(now.max_epochs)}")
+    return f"from step {now.step} on: {', '.join(found)}" if found else None
+
+
+def check_lasts(plan: MixturePlan, history: History, length: int, end: int) -> None:
+    """Refuses a run whose tasks have all been read for their epochs before its end.
+
+    Args:
+        plan: Of the history.
+        history: All stages included.
+        length: Tokens of a sequence.
+        end: Step at which the run ends.
+
+    Raises:
+        ValueError: with the tokens that there are and those needed.
+    """
+    needed = history.sequences(end)
+    if plan.end is not None and plan.end < needed:
+        raise ValueError(
+            f"the run needs {needed * length:,} tokens, padding included, but all tasks of the mixture will have been "
+            f"read for their epochs after {plan.end * length:,}, at step {history.steps(plan.end):,} of {end:,}: bind "
+            "Trainer.max_epochs higher, train for fewer steps, or prepare more data"
+        )
+
+
+def caps_ahead(plan: MixturePlan, history: History, step: int, end: int) -> list[str]:
+    """A line for each task that will have been read for its epochs between `step` and the run's `end`."""
+    return [
+        f"{reached.task} reaches its {reached.epochs:g} epochs at step {history.steps(reached.sequence):,}; from there "
+        "on its share goes to the others"
+        for reached in plan.reached
+        if history.sequences(step) < reached.sequence < history.sequences(end)
+    ]
+
+
+def figures(plan: MixturePlan, sequences: int) -> dict[str, float]:
+    """For the log, after so many sequences: `data/<task>/epochs`, and of several tasks tokens and their share.
+
+    Tokens are without padding: exact at whole epochs of a task, a mean in between.
+    """
+    values = {f"data/{task}/epochs": epochs for task, epochs in plan.epochs(sequences).items()}
+    tokens = plan.tokens(sequences)
+    if len(tokens) > 1:
+        values |= {f"data/{task}/tokens": float(round(count)) for task, count in tokens.items()}
+        values |= {
+            f"data/{task}/share": count / max(sum(tokens.values()), 1) for task, count in tokens.items()
+        }
+    return values
