@@ -78,6 +78,8 @@ def _constants(plan: "GrowthPlan") -> list[str]:
 
 
 def _what_is_kept(plan: "GrowthPlan") -> str:
+    if not plan.operators:
+        return "  nothing grows: the model stays as it is"
     if not plan.exact:
         return "  the function CHANGES: the loss may jump, and no gate holds it"
     if plan.target.param_dtype == "bfloat16":

@@ -74,6 +74,10 @@ METHODS: Mapping[str, Mapping[str, str]] = {
 }
 
 
+# No method: a stage that differs from the one before in its data or its learning rate alone.
+NO_GROWTH = "none"
+
+
 def field(axis: str, config: ModelConfig) -> str:
     """The field of ModelConfig that sets an axis's size: with grouped queries `heads` are the key-value heads."""
     return "num_kv_heads" if axis == "heads" and config.num_kv_heads else _FIELDS[axis]
@@ -83,19 +87,19 @@ def choose(method: str | Mapping[str, str], axes: tuple[str, ...]) -> dict[str, 
     """The operator's name for each axis that grows, in the order of `OPERATORS`.
 
     Args:
-        method: A name in `METHODS`, or axis to operator; axes that do not grow may be named too.
+        method: A name in `METHODS`, `none`, or axis to operator; axes that do not grow may be named too.
         axes: Those that grow.
 
     Raises:
         UnknownMethodError: there is no such method or operator, or none is given for an axis that grows.
     """
     if isinstance(method, str):
-        if method not in METHODS:
+        if method not in (*METHODS, NO_GROWTH):
             raise UnknownMethodError(
-                f"unknown growth method {method!r}: expected one of {', '.join(METHODS)}, or a dict from axis to "
+                f"unknown growth method {method!r}: expected one of {', '.join((*METHODS, NO_GROWTH))}, or a dict from axis to "
                 f"operator such as {dict(METHODS['lemon'])} (Stage.method, or --method)"
             )
-        named, whose = METHODS[method], f"the method {method!r}"
+        named, whose = METHODS.get(method, {}), f"the method {method!r}"
     elif not isinstance(method, Mapping):
         raise UnknownMethodError(
             f"Stage.method must be one of {', '.join(METHODS)}, or a dict from axis to operator; found {method!r}"

@@ -246,7 +246,8 @@ def plan(source: ModelConfig, target: ModelConfig, method: str | Mapping[str, st
         target: The wanted sizes. Its `norm_epsilon` and `norm_denominator` are not read: `GrowthPlan.target` has those
             that must run.
         method: One of `operators.METHODS`, such as `msg` (everything under a ramped mask), `lemon` (no mask) or
-            `hypercloning` (copies), or axis to operator, such as `{"embed": "average", "layers": "mask"}`.
+            `hypercloning` (copies), or axis to operator, such as `{"embed": "average", "layers": "mask"}`; `none` for
+            a target of the same sizes.
 
     Warns:
         SymmetryWarning: copies that nothing tells apart.
@@ -256,7 +257,7 @@ def plan(source: ModelConfig, target: ModelConfig, method: str | Mapping[str, st
         UnsuitableOperatorError: an operator cannot grow this model, or not by this factor.
         ShrinkingError: an axis gets smaller.
         FixedFieldError: head_dim, the kind of attention, or a constant of the function changes.
-        GrowthError: nothing grows.
+        GrowthError: nothing grows, and the method is not `none`.
     """
     found = decide(source, target, method)
     if found.symmetric:
@@ -277,7 +278,7 @@ def decide(source: ModelConfig, target: ModelConfig, method: str | Mapping[str, 
             )
     growing = tuple(axis for axis, (old, new) in sizes.items() if new > old)
     chosen = operators.choose(method, growing)
-    if not growing:
+    if not growing and method not in (operators.NO_GROWTH, {}):
         raise GrowthError(
             "nothing grows: the target has the source's sizes; bind a larger ModelConfig."
             + ", ".join(_SIZES)

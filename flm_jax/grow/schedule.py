@@ -51,7 +51,8 @@ class Stage:
         warmup_steps: Of the first stage, and of one that warms up again.
         num_microbatches: Parts of a batch whose gradients are added up, to save memory.
         mesh: How the devices are arranged.
-        method: How the model grows out of the stage before: one of `operators.METHODS`, or axis to operator.
+        method: How the model grows out of the stage before: one of `operators.METHODS`, or axis to operator; `none`:
+            it stays as it is, and the stage has data or a learning rate of its own.
         ramp_steps: Over which the mask opens, where the method has one.
         policy: Of the learning rate. `keep`: the schedule goes on (under WSD the stable phase: WSD continuation).
             `rewind`: its clock goes back to `rewind_to`. `rewarmup`: it begins anew with `warmup_steps`. All end at the

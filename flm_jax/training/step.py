@@ -123,12 +123,13 @@ def train_step(
 def eval_step(model: LanguageModel) -> Callable[..., Metrics]:
     """Sums over one held-out batch, `(params, batch, piece_bytes, growth) -> {"nll", "correct", "tokens", "bytes"}`.
 
-    `piece_bytes` `[vocab]` are the UTF-8 bytes that each token stands for, so that bits per byte are exact.
+    `piece_bytes` `[vocab]` are the UTF-8 bytes that each token stands for, so that bits per byte are exact. A token
+    with loss counts once, whatever it weighs in training.
     """
 
     def step(params: Any, batch: Batch, piece_bytes: jax.Array, growth: GrowthMask | None = None) -> Metrics:
-        sums = model.token_sums(params, batch, growth)
         has_loss = batch["decoder_loss_weights"] > 0
+        sums = model.token_sums(params, {**batch, "decoder_loss_weights": has_loss}, growth)
         return {
             "nll": sums.nll,
             "correct": sums.correct,
