@@ -92,10 +92,12 @@ def test_every_shipped_file_parses(path: Path) -> None:
     companions = {"runs": [TINY, DATA], "data": [], "models": [], "growth": [TINY, DATA, PRETRAIN]}[
         path.parent.name
     ]
-    companions = (
-        [DATA] if path.name == "inspect.gin" else companions
-    )  # flm data inspect puts it behind the data's
+    if path.name == "inspect.gin":  # `flm data inspect` puts it behind the data's
+        companions = [DATA]
+    if path.name == "eflm.gin":
+        companions += [PRETRAIN]
     bindings = ["MODEL_DIR=x", "TRAIN_STEPS=10"] if path.name == "pretrain.gin" else []
     bindings = ["MODEL_DIR=x"] if path.name == "demo.gin" and path.parent.name == "runs" else bindings
     bindings = ["MODEL_DIR=x"] if path.parent.name == "growth" else bindings
+    bindings = ["MODEL_DIR=x", "TRAIN_STEPS=10", "EFLM_STEPS=5"] if path.name == "eflm.gin" else bindings
     gin_setup.parse([*companions, str(path)], bindings)

@@ -96,8 +96,8 @@ def choose(method: str | Mapping[str, str], axes: tuple[str, ...]) -> dict[str, 
     if isinstance(method, str):
         if method not in (*METHODS, NO_GROWTH):
             raise UnknownMethodError(
-                f"unknown growth method {method!r}: expected one of {', '.join((*METHODS, NO_GROWTH))}, or a dict from axis to "
-                f"operator such as {dict(METHODS['lemon'])} (Stage.method, or --method)"
+                f"unknown growth method {method!r}: expected one of {', '.join((*METHODS, NO_GROWTH))}, or a dict from "
+                f"axis to operator such as {dict(METHODS['lemon'])} (Stage.method, or --method)"
             )
         named, whose = METHODS.get(method, {}), f"the method {method!r}"
     elif not isinstance(method, Mapping):

