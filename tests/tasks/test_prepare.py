@@ -50,6 +50,22 @@ def test_the_files_hold_every_token_of_every_document(
     assert len(manifest.splits["train"].files) > 2
 
 
+def test_seqio_defines_the_same(tmp_path: Path, vocabulary: Vocabulary) -> None:
+    """The prepared segments are seqio's examples: the same tokens, and the loss on its targets."""
+    for task in prepared_data.tasks(prepared_data.write_texts(tmp_path / "texts", documents=30)):
+        prepare([task], vocabulary, 2048, tmp_path / "out", num_workers=1)
+        found = Counter()
+        for batch in evaluation_batches(PreparedTask(tmp_path / "out" / task.name), "train", 2):
+            for row in range(2):
+                ids = batch["decoder_segment_ids"][row]
+                for segment in range(1, ids.max() + 1):
+                    tokens = batch["decoder_target_tokens"][row][ids == segment]
+                    weights = batch["decoder_loss_weights"][row][ids == segment]
+                    found[(*tokens[weights == 0], -1, *tokens[weights == 1])] += 1
+        examples = task.seqio_task(vocabulary).get_dataset(None, "train", shuffle=False).as_numpy_iterator()
+        assert found == Counter((*example["inputs"], -1, *example["targets"]) for example in examples)
+
+
 def test_preparing_again_keeps_what_is_the_same_and_refuses_what_is_not(
     corpus: Corpus, tmp_path: Path, vocabulary: Vocabulary, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,4 +1,4 @@
-"""Training from prepared files, and reading the data's gin files, must not import TensorFlow."""
+"""Preparing, training from prepared files, and reading the data's gin files, must not import TensorFlow."""
 
 import subprocess
 import sys
@@ -21,6 +21,18 @@ def _run(code: str, *arguments: str) -> None:
         [sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_preparing(tmp_path: Path, vocabulary: Vocabulary) -> None:
+    files = prepared_data.write_texts(tmp_path, documents=20)
+    _run(
+        "from flm_jax.tasks import vocabulary, sources, corpora, prepare\n"
+        "task = corpora.Corpus('en', sources.JsonLines(sys.argv[1]))\n"
+        "prepare.prepare([task], vocabulary.Vocabulary(sys.argv[2]), 64, sys.argv[3])\n",
+        str(files["en"]),
+        str(vocabulary.path),
+        str(tmp_path / "out"),
+    )
 
 
 def test_the_reader(prepared: Path) -> None:

@@ -1,4 +1,4 @@
-"""Prepared data for the trainer's tests: made once a session, because it imports TensorFlow."""
+"""Prepared data for the trainer's tests, made once a session."""
 
 from pathlib import Path
 
