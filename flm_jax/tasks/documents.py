@@ -1,11 +1,11 @@
 """From records to cleaned documents and their examples, with all that is found wrong on the way."""
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 from flm_jax.tasks.examples import Example
 from flm_jax.tasks.problems import Problem, Problems
-from flm_jax.tasks.sources import Document, Record
+from flm_jax.tasks.sources import Record
 
 if TYPE_CHECKING:
     from flm_jax.tasks.corpora import Task
@@ -64,7 +64,7 @@ class Read(NamedTuple):
     Attributes:
         number: of its record among those given, from 0.
         place: for people.
-        text: all its text, as cleaning sees it.
+        text: that is learnt, and that it is learnt from, part by part on lines; what cleaning compares.
         examples: what is learnt from it.
     """
 
@@ -74,11 +74,16 @@ class Read(NamedTuple):
     examples: Sequence[Example]
 
 
+# Why a document has no room, judged by its examples; None where it has.
+Refusal = Callable[[Sequence[Example]], str | None]
+
+
 def read_documents(
     task: "Task",
     records: Iterable[Record],
     problems: Problems,
     dropped: Mapping[int, tuple[str, str]] = {},
+    has_no_room: Refusal | None = None,
 ) -> Iterator[Read]:
     """The documents that a task keeps of records.
 
@@ -87,28 +92,34 @@ def read_documents(
         records: in their order.
         problems: what is left out, removed, changed or odd goes here.
         dropped: index of a record to the kind and the reason for which it is a duplicate.
+        has_no_room: of a task that is not cut.
+
+    Raises:
+        ValueError: the task's own code failed, with the place.
     """
     for index, record in enumerate(records):
         try:
-            document = _cleaned(task, record, problems)
-            if document is None:
+            found = _read(task, record, problems)
+            if found is None:
                 continue
-            if index in dropped:
-                kind, reason = dropped[index]
-                problems.remove(kind, record.place, reason)
-                continue
-            examples = task.examples(document)
-            _check_encodable(examples)
+            text, examples = found
+            reason = has_no_room(examples) if has_no_room else None
         except Problem as problem:
             problems.add(record.place, str(problem))
             continue
-        text = joined(document)
-        _look_at(text, record.place, problems)
-        yield Read(index, record.place, text, examples)
+        except Exception as error:
+            raise ValueError(f"task {task.name!r} failed at {record.place}: {error!r}") from error
+        if reason is not None:
+            problems.remove("longer than a sequence", record.place, reason)
+        elif index in dropped:
+            problems.remove(dropped[index][0], record.place, dropped[index][1])
+        else:
+            _look_at(text, record.place, problems)
+            yield Read(index, record.place, text, examples)
 
 
-def _cleaned(task: "Task", record: Record, problems: Problems) -> Document | None:
-    """The document after rewriting and filters; None where a filter refuses it."""
+def _read(task: "Task", record: Record, problems: Problems) -> tuple[str, Sequence[Example]] | None:
+    """Text and examples of a record; None where a filter refuses it."""
     document = task.source.document(record.raw)
     for step in task.cleaning:
         if isinstance(step, Rewriting):
@@ -116,28 +127,17 @@ def _cleaned(task: "Task", record: Record, problems: Problems) -> Document | Non
             if rewritten != document:
                 problems.change(step.kind)
             document = rewritten
-        elif isinstance(step, Filter):
-            reason = step.refusal(joined(document))
-            if reason is not None:
-                problems.remove(step.kind, record.place, reason)
-                return None
-    return document
-
-
-def joined(document: Any) -> str:
-    """All text of a document, its strings line by line."""
-    return "\n".join(_strings(document))
-
-
-def _strings(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for inner in value.values():
-            yield from _strings(inner)
-    elif isinstance(value, list | tuple):
-        for inner in value:
-            yield from _strings(inner)
+    examples = task.examples(document)
+    _check_encodable(examples)
+    # What is learnt and what it is learnt from: a record may hold more, such as names and numbers.
+    text = "\n".join(part for example in examples for turn in example for part in turn[:2] if part)
+    for step in task.cleaning:
+        if isinstance(step, Filter) and (reason := step.refusal(text)) is not None:
+            problems.remove(step.kind, record.place, reason)
+            return None
+    for kind, reason in task.oddities(document):
+        problems.notice(kind, record.place, reason)
+    return text, examples
 
 
 def _mapped(value: Any, step: Rewriting) -> Any:
@@ -173,15 +173,37 @@ def _look_at(text: str, place: str, problems: Problems) -> None:
         problems.notice("null character", place, f"at character {text.index(chr(0))}")
 
 
-def signatures(task: "Task", records: Iterable[Record]) -> Iterator[tuple[int, str, list[Any]]]:
-    """Index, place and signatures of the documents that a task's filters keep, one for each of its `Duplicates`."""
+def signatures(
+    task: "Task", records: Iterable[Record], has_no_room: Refusal | None = None
+) -> Iterator[tuple[int, str, list[Any]]]:
+    """Index, place and signatures of the documents that a task would keep, one for each of its `Duplicates`."""
     wanted = [step for step in task.cleaning if isinstance(step, Duplicates)]
     unheard = Problems()  # they are told when the records are read to be written
-    for index, record in enumerate(records):
-        try:
-            document = _cleaned(task, record, unheard)
-        except Problem:
-            continue
-        if document is not None:
-            text = joined(document)
-            yield index, record.place, [step.signature(text) for step in wanted]
+    for read in read_documents(task, records, unheard, has_no_room=has_no_room):
+        yield read.number, read.place, [step.signature(read.text) for step in wanted]
+
+
+def check_order(cleaning: Sequence[Cleaning]) -> None:
+    """Refuses cleaning that would not be done in the order of its list.
+
+    Raises:
+        ValueError: naming the kinds in the order that they must have.
+    """
+    kinds: tuple[Any, ...] = (Rewriting, Filter, Duplicates)
+    ranks = [
+        next(
+            (
+                rank
+                for rank, kind in enumerate(kinds)
+                if isinstance(step, kind) and not isinstance(step, type)
+            ),
+            None,
+        )
+        for step in cleaning
+    ]
+    if None in ranks or ranks != sorted(ranks, key=lambda rank: rank or 0):
+        raise ValueError(
+            "expected cleaning as a list of steps, first what rewrites (cleaning.Normalize), then filters (Length, "
+            "Language, Decontamination), then duplicates (Exact, Near), found "
+            f"{[type(step).__name__ for step in cleaning]}: change the gin binding `cleaning` of the task"
+        )

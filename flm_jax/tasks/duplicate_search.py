@@ -3,6 +3,7 @@
 Other splits come before `train`, so that no held-out document is trained on.
 """
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,8 +13,9 @@ import numpy as np
 from flm_jax.tasks.corpora import Task
 from flm_jax.tasks.documents import Duplicates, signatures
 from flm_jax.tasks.problems import KEPT
-from flm_jax.tasks.shards import Shard, shard_name
+from flm_jax.tasks.shards import Shard, no_room, shard_name
 from flm_jax.tasks.sources import TRAIN, Record
+from flm_jax.tasks.vocabulary import Vocabulary
 
 # Of one shard: index of a record in it to the kind and the reason.
 Dropped = dict[int, tuple[str, str]]
@@ -43,22 +45,29 @@ def signature_path(directory: Path, split: str, number: int) -> Path:
     return directory / "parts" / f"{shard_name(split, number)}.signatures.npz"
 
 
-def sign_shard(shard: Shard, task: Task, directory: Path, advance: Callable[[int], None]) -> Signed:
-    """Writes the signatures of a shard's documents, whole or not at all."""
+def sign_shard(
+    shard: Shard,
+    task: Task,
+    vocabulary: Vocabulary,
+    length: int,
+    directory: Path,
+    advance: Callable[[int], None],
+) -> Signed:
+    """Writes the signatures of a shard's documents, whole or not at all; arguments as of `write_shard`."""
     path = signature_path(directory, shard.split, shard.number)
     if path.is_file():
         return Signed(shard.split, shard.number, path)
     indices: list[int] = []
     places: list[str] = []
     found: list[list[np.ndarray]] = []
-    for index, place, values in signatures(task, shard.records):
+    for index, place, values in signatures(task, shard.records, no_room(task, vocabulary, length)):
         indices.append(index)
         places.append(place)
         found.append([_as_array(value) for value in values])
         advance(1)
     columns: dict[str, Any] = {"index": np.array(indices, np.int64), "place": np.array(places, str)}
     columns |= {f"step{number}": np.stack(column) for number, column in enumerate(zip(*found, strict=True))}
-    partial = path.with_name(f".{path.name}")
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
     with open(partial, "wb") as file:
         np.savez(file, **columns)
     partial.replace(path)

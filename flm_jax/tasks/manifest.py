@@ -41,8 +41,8 @@ class SplitManifest:
         documents: number of documents.
         examples: that they became; a conversation is one, a classified text is two or more statements.
         tokens: of inputs and targets, without padding.
-        loss_tokens: those with loss weight 1.
-        bytes: UTF-8 bytes of the examples' targets: what the loss tokens stand for.
+        loss_tokens: those with loss.
+        bytes: UTF-8 bytes that the loss tokens stand for.
         characters: of the documents' text.
         scripts: of those characters, by script, e.g. `{"han": 812, "latin": 34}`.
         tokens_per_document: a histogram: upper bound, a power of two, to the number of documents.

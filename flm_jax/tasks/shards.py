@@ -10,7 +10,7 @@ killed goes on behind the shards that are whole. A shard is whole when its repor
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,8 @@ from typing import Any
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from flm_jax.tasks.corpora import Task
-from flm_jax.tasks.documents import read_documents
-from flm_jax.tasks.examples import tokenize
+from flm_jax.tasks.documents import Refusal, read_documents
+from flm_jax.tasks.examples import Example, tokenize
 from flm_jax.tasks.manifest import RECORDS, PreparedFile, SplitManifest, file_sha256
 from flm_jax.tasks.packing import Chunk, PackedSequence, cut, pack
 from flm_jax.tasks.problems import Problems
@@ -91,12 +91,14 @@ class ShardReport:
         problems: what was found wrong.
         records: number of its records.
         end: where the next shard begins.
+        request: what was asked for, as a hash: a report of another request is none.
     """
 
     counts: SplitManifest = field(default_factory=SplitManifest)
     problems: Problems = field(default_factory=Problems)
     records: int = 0
     end: Position = START
+    request: str = ""
 
     def write(self, path: Path) -> None:
         """Writes it whole or not at all."""
@@ -104,14 +106,16 @@ class ShardReport:
         write_json(path, values)
 
     @staticmethod
-    def read(path: Path) -> "ShardReport | None":
-        """The report of a shard that is whole; None where it is not."""
+    def read(path: Path, request: str) -> "ShardReport | None":
+        """The report of a shard that is whole; None where it is not, or was made for another request."""
         if not path.is_file():
             return None
         values = json.loads(path.read_text("utf-8"))
+        if values["request"] != request:
+            return None
         counts = SplitManifest.from_json(values["counts"])
         problems = Problems.from_json(values["problems"])
-        return ShardReport(counts, problems, values["records"], Position(*values["end"]))
+        return ShardReport(counts, problems, values["records"], Position(*values["end"]), request)
 
 
 def write_shard(
@@ -122,6 +126,7 @@ def write_shard(
     directory: Path,
     dropped: dict[int, tuple[str, str]],
     advance: Callable[[int], None] = lambda documents: None,
+    request: str = "",
 ) -> ShardReport:
     """Tokenizes, packs and writes one shard; its report last.
 
@@ -133,12 +138,13 @@ def write_shard(
         directory: of the files; the report goes into `parts/` in it.
         dropped: index of a record in the shard to the kind and reason for which it is a duplicate.
         advance: told of every document.
+        request: goes into the report.
 
     Raises:
         ValueError: the task cannot be learnt with the vocabulary.
     """
     task.check(vocabulary)
-    report = ShardReport(records=len(shard.records), end=shard.end)
+    report = ShardReport(records=len(shard.records), end=shard.end, request=request)
     chunks = _chunks(shard, task, vocabulary, length, dropped, report, advance)
     name = f"{shard.name}{RECORDS}"
     partial = directory / "parts" / f"{name}.{os.getpid()}"  # with what a killed process leaves there
@@ -167,21 +173,15 @@ def _chunks(
     """The chunks of a shard's documents, which are counted on the way."""
     counts, histogram = report.counts, Counter[int]()
     scripts, texts = Counter[str](), list[str]()
-    for document in read_documents(task, shard.records, report.problems, dropped):
-        examples = [tokenize(example, vocabulary) for example in document.examples]
-        longest = max(len(example.ids) for example in examples)
-        if task.is_whole and longest > length:
-            # All of its examples: statements that are true and false stay as many.
-            report.problems.remove(
-                "longer than a sequence", document.place, f"an example of {longest:,} tokens"
-            )
-            continue
+    room = no_room(task, vocabulary, length)
+    for document in read_documents(task, shard.records, report.problems, dropped, room):
         tokens = 0
-        for (ids, weights), turns in zip(examples, document.examples, strict=True):
+        for example in document.examples:
+            ids, weights = tokenize(example, vocabulary)
             tokens += len(ids)
             counts.examples += 1
             counts.loss_tokens += int((weights > 0).sum())
-            counts.bytes += sum(_num_bytes(turn.targets) for turn in turns)
+            counts.bytes += int(vocabulary.piece_bytes[ids[weights > 0]].sum())
             yield from cut(ids, weights, length)
         advance(1)
         counts.documents += 1
@@ -197,8 +197,16 @@ def _chunks(
     counts.tokens_per_document = {str(1 << power): histogram[power] for power in sorted(histogram)}
 
 
-def _num_bytes(text: str) -> int:
-    return len(text) if text.isascii() else len(text.encode("utf-8"))
+def no_room(task: Task, vocabulary: Vocabulary, length: int) -> Refusal | None:
+    """What refuses a document of a task that is not cut: all of it, so that true and false statements stay as many."""
+    if not task.is_whole:
+        return None
+
+    def refusal(examples: Sequence[Example]) -> str | None:
+        longest = max(len(tokenize(example, vocabulary).ids) for example in examples)
+        return f"an example of {longest:,} tokens" if longest > length else None
+
+    return refusal
 
 
 def write_records(path: Path, sequences: Iterator[PackedSequence], name: str | None = None) -> PreparedFile:

@@ -35,7 +35,7 @@ class Teacher(Task):
     """Documents as statements, each an example of its own, without eos.
 
     A document gives its true statement and `num_false` of its false ones. Which, and in which order all stand, follows
-    from a hash of the document, not from its place; one document's statements are in one split.
+    from a hash of the statements, not from the record's place; one document's statements are in one split.
 
     With one supervised token, the accuracy that training and evaluation report for the task is the share of statements
     whose label is right (over the whole vocabulary, not over the two labels); with as many true as false ones
@@ -120,7 +120,9 @@ class Teacher(Task):
         true, false = self.judged(document)
         if true is not None and true in false:
             raise Problem(f"the same statement would be true and false: {true[-80:]!r}")
-        identity = json.dumps(document, sort_keys=True, default=str).encode()
+        identity = json.dumps(
+            [true, sorted(set(false))]
+        ).encode()  # of what is learnt: records also have numbers
         taken = _shuffled(set(false), identity + b"/taken")[
             : None if self.num_false == ALL else self.num_false
         ]

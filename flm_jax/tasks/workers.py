@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -54,7 +55,7 @@ class Workers:
         """The results in the order of the jobs, of which few more are taken than there are processes.
 
         Raises:
-            RuntimeError: a process died.
+            ChildProcessError: a process died.
         """
         first, second = next(jobs, None), next(jobs, None)
         taken = [job for job in (first, second) if job is not None]
@@ -71,7 +72,7 @@ class Workers:
             while waiting:
                 yield self._result(waiting.popleft())
         except BrokenProcessPool as error:
-            raise RuntimeError(
+            raise ChildProcessError(
                 "a process that prepares data died, of memory perhaps: lower prepare.num_workers "
                 f"({self._num_workers}) or prepare.shard_bytes; the same command goes on where it was. A script that "
                 'calls prepare() must do so under `if __name__ == "__main__":`'
@@ -114,6 +115,7 @@ def _chained(taken: list[Any], jobs: Iterator[Any]) -> Iterator[Any]:
 def _begin(state: Any, done: Any) -> None:
     global _state, _done
     _state, _done = state, done
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
     parent = multiprocessing.parent_process()
     if parent is not None:
         # A process whose parent was killed would wait for its next job for ever.

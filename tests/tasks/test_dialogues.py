@@ -237,3 +237,12 @@ def test_the_source_must_give_whole_records(source: Any) -> None:
         ValueError, match=rf"'chat' to get whole records.*\['targets'\].*{name}\.fields = None"
     ):
         Dialogues("chat", source, formats.alpaca)
+
+
+def test_messages_behind_the_last_response_are_noticed(tmp_path: Path, vocabulary: Vocabulary) -> None:
+    messages = [["user", "ka"], ["assistant", "lo"], ["user", "why?"]]
+    path = write_jsonl(tmp_path / "x.jsonl", [{"messages": messages}, {"messages": messages[:2]}])  # type: ignore[list-item]
+    manifest = prepare([task(path)], vocabulary, 64, tmp_path / "out")["chat"]
+    noticed = manifest.problems["noticed"]["messages behind the last response"]
+    assert noticed == {"count": 1, "places": [f"{path}:1: 1 left out"]}
+    assert manifest.splits["train"].characters == 2 * len("问：ka\n答：\nlo")

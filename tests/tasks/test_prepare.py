@@ -1,11 +1,16 @@
 import json
 import os
+import sys
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from flm_jax.tasks import preparation
 from flm_jax.tasks.corpora import Corpus
+from flm_jax.tasks.duplicates import Exact
 from flm_jax.tasks.manifest import differences, read_manifest
 from flm_jax.tasks.prepare import prepare
 from flm_jax.tasks.prepared import PreparedTask, evaluation_batches
@@ -170,3 +175,68 @@ def test_differences_are_told_by_place() -> None:
         "d: prepared with 3, asked for None",
         "e: prepared with None, asked for 5",
     ]
+
+
+def test_files_that_change_while_they_are_read_are_refused(tmp_path: Path, vocabulary: Vocabulary) -> None:
+    path = prepared_data.write_jsonl(tmp_path / "x.jsonl", [{"text": "aa"}, {"text": "aa"}, {"text": "bb"}])
+    task = Corpus("x", JsonLines(str(path)), cleaning=[Exact()])
+    sign = preparation._sign
+
+    def changes(*arguments: Any) -> Any:
+        found = sign(*arguments)
+        prepared_data.write_jsonl(path, [{"text": "zzz"}, {"text": "aa"}, {"text": "bb"}])
+        return found
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(ValueError, match=rf"{path} changed"):
+        patch.setattr(preparation, "_sign", changes)
+        prepare([task], vocabulary, 16, tmp_path / "out")
+    assert not (tmp_path / "out" / "x").exists()
+    manifest = prepare([task], vocabulary, 16, tmp_path / "out")[
+        "x"
+    ]  # what was begun with other files is not used
+    assert manifest.splits["train"].documents == 3
+
+
+def test_two_at_once_are_refused(tmp_path: Path, corpus: Corpus, vocabulary: Vocabulary) -> None:
+    alone = sys.modules[prepare.__module__]._locked(tmp_path / "out")
+    with alone, pytest.raises(BlockingIOError, match=r"another process is preparing.*PREPARED_DIR"):
+        prepare([corpus], vocabulary, 16, tmp_path / "out")
+    prepare([corpus], vocabulary, 16, tmp_path / "out")
+
+
+def test_a_split_of_bad_records_alone_is_refused(tmp_path: Path, vocabulary: Vocabulary) -> None:
+    good = prepared_data.write_jsonl(tmp_path / "t.jsonl", [{"text": "ka"}] * 50)
+    bad = prepared_data.write_jsonl(tmp_path / "v.jsonl", [{"body": "ka"}] * 50)
+    task = Corpus("x", JsonLines({"train": str(good), "validation": str(bad)}))
+    with pytest.raises(ValueError, match="found 50 of 50"):
+        prepare([task], vocabulary, 16, tmp_path / "out")
+
+
+@dataclass(frozen=True)
+class _Broken(Corpus):
+    def examples(self, document: dict[str, Any]) -> list:
+        raise KeyError("a mistake of the task's own")
+
+
+def test_an_error_of_the_tasks_own_has_its_place(tmp_path: Path, vocabulary: Vocabulary) -> None:
+    path = prepared_data.write_jsonl(tmp_path / "x.jsonl", [{"text": "ka"}])
+    with pytest.raises(ValueError, match=rf"task 'x' failed at {path}:1: KeyError"):
+        prepare([_Broken("x", JsonLines(str(path)))], vocabulary, 16, tmp_path / "out")
+
+
+def test_killed_when_all_is_there_nothing_is_made_again(
+    tmp_path: Path, corpus: Corpus, vocabulary: Vocabulary
+) -> None:
+    out = tmp_path / "out"
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "rename", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
+        prepare([corpus], vocabulary, 16, out)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(preparation, "write_shard", lambda *arguments: pytest.fail("made again"))
+        prepare([corpus], vocabulary, 16, out)
+    assert not {"parts", "definition.json"} & {path.name for path in (out / "corpus").iterdir()}
+    # Killed one step later, what was needed to build it may be left: it is cleared away, and the task kept.
+    (out / "corpus" / "parts").mkdir()
+    (out / "corpus" / "definition.json").write_text("{}")
+    prepare([corpus], vocabulary, 16, out)
+    assert not {"parts", "definition.json"} & {path.name for path in (out / "corpus").iterdir()}

@@ -13,6 +13,7 @@ from flm_jax.tasks.manifest import Manifest
 from flm_jax.tasks.prepare import prepare
 from flm_jax.tasks.prepared import PreparedTask, evaluation_batches
 from flm_jax.tasks.sources import JsonLines
+from flm_jax.tasks.teacher import Classification
 from flm_jax.tasks.vocabulary import EOS_ID, Vocabulary
 from tests.prepared_data import write_jsonl
 
@@ -105,3 +106,58 @@ def test_other_cleaning_is_another_definition(tmp_path: Path, vocabulary: Vocabu
         FileExistsError, match=r"task\.cleaning: prepared with None, asked for .*min_characters.*4"
     ):
         _prepared(tmp_path, ["abc", "abcdef"], vocabulary, [Length(min_characters=4)])
+
+
+def test_what_is_left_out_itself_is_no_first_copy(tmp_path: Path, vocabulary: Vocabulary) -> None:
+    records = [
+        {"text": "same text", "label": 7},
+        {"text": "same text", "label": 1},
+        {"text": "ka " * 200, "label": 0},
+    ]
+    path = write_jsonl(tmp_path / "x.jsonl", records)  # type: ignore[arg-type]
+    task = Classification(
+        name="x",
+        source=JsonLines(str(path), fields=None),
+        statements={0: "{text} zero ", 1: "{text} one "},
+        cleaning=[Exact()],
+    )
+    manifest = prepare([task], vocabulary, 64, tmp_path / "out", max_bad_share=0.5)["x"]
+    assert manifest.splits["train"].documents == 1 and manifest.problems["count"] == 1
+    assert manifest.splits["train"].removed == {"longer than a sequence": 1}
+
+
+def test_duplicates_are_what_is_learnt_not_what_a_record_holds_besides(
+    tmp_path: Path, vocabulary: Vocabulary
+) -> None:
+    records = [{"id": n, "text": "same text", "label": label} for n, label in enumerate([0, 0, 1])]
+    path = write_jsonl(tmp_path / "x.jsonl", records)  # type: ignore[arg-type]
+    task = Classification(
+        name="x",
+        source=JsonLines(str(path), fields=None),
+        statements={0: "{text} zero ", 1: "{text} one ", 2: "{text} two "},
+        cleaning=[Exact()],
+    )
+    manifest = prepare([task], vocabulary, 64, tmp_path / "out")["x"]
+    # The first two say the same, though their numbers differ; the third says the opposite.
+    assert manifest.splits["train"].documents == 2
+    assert manifest.problems["removed"]["exact_duplicates"]["places"] == [f"{path}:2: repeats {path}:1"]
+
+
+def test_steps_stand_in_the_order_in_which_they_are_done(tmp_path: Path) -> None:
+    source = JsonLines(str(tmp_path / "x.jsonl"))
+    Corpus("x", source, cleaning=[Normalize(), Length(), Exact(), Near()])
+    for wrong in ([Exact(), Normalize()], [Length(), Normalize()], [Exact(), Length()], [Length]):
+        with pytest.raises(ValueError, match=r"first what rewrites.*gin binding `cleaning`"):
+            Corpus("x", source, cleaning=wrong)  # type: ignore[arg-type]
+
+
+def test_duplicates_cannot_be_streamed(tmp_path: Path, vocabulary: Vocabulary) -> None:
+    path = write_jsonl(tmp_path / "x.jsonl", [{"text": "ka"}])
+    task = Corpus("streamed_duplicates", JsonLines(str(path)), cleaning=[Exact()])
+    with pytest.raises(ValueError, match=r"no search for duplicates.*Corpus\.cleaning"):
+        task.seqio_task(vocabulary)
+
+
+def test_all_removed_is_an_error_that_says_by_what(tmp_path: Path, vocabulary: Vocabulary) -> None:
+    with pytest.raises(ValueError, match=r"cleaning has removed all \(2 by length\).*Corpus\.cleaning"):
+        _prepared(tmp_path, ["a", "b"], vocabulary, [Length(min_characters=5)])

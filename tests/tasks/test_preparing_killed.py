@@ -149,7 +149,7 @@ def test_what_another_definition_has_left_is_not_used(
 ) -> None:
     partial = tmp_path / ".en.partial"
     (partial / "parts").mkdir(parents=True)
-    (partial / "parts" / "train-00000.json").write_text("{}")
+    (partial / "parts" / "train-00000.json").write_text('{"request": "another"}')
     (partial / "definition.json").write_text(json.dumps({"length": 16}))
     task = Corpus("en", JsonLines(str(text), validation_every=10))
     prepare([task], vocabulary, 32, tmp_path, shard_bytes=SHARD_BYTES, num_workers=1)
