@@ -94,6 +94,7 @@ class Manifest:
         splits: split -> what it holds.
         problems: what was found wrong, by kind with the first places (`Problems.to_json`).
         format: version of the format.
+        version: of flm_jax, which wrote it; empty before format 2.
     """
 
     name: str
@@ -103,6 +104,7 @@ class Manifest:
     splits: dict[str, SplitManifest]
     problems: dict[str, Any]
     format: int = FORMAT
+    version: str = ""
 
     def write(self, directory: Path) -> None:
         """Writes the manifest into a task's folder."""

@@ -109,6 +109,7 @@ def prepare_task(settings: Settings, num_workers: int) -> Manifest:
         definition=settings.definition,
         splits={split: counts for split, counts in found.items() if counts.documents},
         problems=problems.to_json(),
+        version=__version__,
     )
     manifest.write(partial)
     if directory.exists():
