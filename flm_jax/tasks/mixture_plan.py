@@ -6,14 +6,13 @@ by bisection among them: nothing is proportional to the step, and nothing has to
 
 import bisect
 import dataclasses
-import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from fractions import Fraction
 from typing import NamedTuple
 
 from flm_jax.tasks.history import History
-from flm_jax.tasks.mixture import Group
+from flm_jax.tasks.mixture import Group, meaning_of
 
 # Sequence rates are integers in units of about a millionth, so that positions are exact for any index.
 _RATE_UNITS = 1 << 20
@@ -329,10 +328,8 @@ class _Piece(NamedTuple):
 
 
 def _pieces(history: History, length: int) -> Iterator[_Piece]:
-    origin = history.segments[0]
-    for segment, following in itertools.zip_longest(history.segments, history.segments[1:]):
-        if segment.mixture != origin.mixture:
-            origin = segment
+    segments, origins = history.segments, history.clock_starts(length)
+    for segment, origin, following in zip(segments, origins, [*segments[1:], None], strict=True):
         end = None if following is None else following.first
         changes = segment.mixture.changes
         starts = [origin.first + -(-tokens // length) for tokens, _ in changes]
@@ -355,7 +352,7 @@ def _joined(pieces: Iterable[_Piece]) -> list[_Piece]:
         if (
             last
             and len(piece.groups) == 1
-            and last.groups == piece.groups
+            and meaning_of(last.groups) == meaning_of(piece.groups)
             and last.max_epochs == piece.max_epochs
         ):
             found[-1] = last._replace(end=piece.end)

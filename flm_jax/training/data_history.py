@@ -37,13 +37,22 @@ def with_later_stages(
     return history
 
 
-def changes(before: Segment, now: Segment) -> str | None:
-    """What a run that goes on has changed, as a line for its log."""
-    found = []
+def changes(before: Segment, history: History, step: int, length: int) -> str | None:
+    """What a run that goes on has changed, as a line for its log.
+
+    Args:
+        before: What held at `step`, by the checkpoint.
+        history: Of the run that goes on.
+        step: Of the checkpoint.
+        length: Tokens of a sequence.
+    """
+    found, now = [], history.at(step)
     if before.batch_size != now.batch_size:
         found.append(f"batch size {before.batch_size} -> {now.batch_size}")
     if before.mixture != now.mixture:
-        found.append(f"mixture {before.mixture.to_json()} -> {now.mixture.to_json()}")
+        starts = now in history.clock_starts(length) and now.mixture.has_clock
+        clock = " (its clock starts at 0 here)" if starts else ""
+        found.append(f"mixture {before.mixture.to_json()} -> {now.mixture.to_json()}{clock}")
     if before.max_epochs != now.max_epochs:
         found.append(f"max_epochs {epochs_to_json(before.max_epochs)} -> {epochs_to_json(now.max_epochs)}")
     return f"from step {now.step} on: {', '.join(found)}" if found else None

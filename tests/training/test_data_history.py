@@ -12,6 +12,7 @@ from flm_jax.grow.schedule import Route, Stage
 from flm_jax.tasks.history import History
 from flm_jax.tasks.mixture import Alternating
 from flm_jax.tasks.reader import Reader
+from flm_jax.training import data_history
 from flm_jax.training.checkpoints import Checkpoints, load_params
 from flm_jax.training.leg import Leg
 from flm_jax.training.metadata import CheckpointMismatchError, Metadata, mismatches
@@ -83,6 +84,20 @@ def test_a_schedule_in_gin_is_a_change_in_mid_run(tmp_path: Path, prepared_dir: 
     scheduled = {0: MIXTURE, 5 * TOKENS: OTHER}
     trainer(tmp_path / "scheduled", prepared_dir, mixture=scheduled, train_steps=8).run()
     runs.assert_bitwise_equal(runs.stored(tmp_path / "changed", 8), runs.stored(tmp_path / "scheduled", 8))
+
+
+def test_a_clock_that_starts_anew_is_told() -> None:
+    schedule = {0: "en", 10 * TOKENS: "zh"}
+    before = History.begin(schedule, 8)
+
+    def line(mixture: Any) -> str:
+        found = data_history.changes(before.at(5), before.changed(5, 8, mixture), 5, 64)
+        assert found is not None
+        return found
+
+    assert line({0: "en", 20 * TOKENS: "zh"}).endswith("[10240, {'zh': 1.0}]]")
+    assert line({0: "zh", 20 * TOKENS: "en"}).endswith("[10240, {'en': 1.0}]] (its clock starts at 0 here)")
+    assert line("zh").endswith("-> {'zh': 1.0}")  # which has none
 
 
 def test_each_tasks_figures(tmp_path: Path, prepared_dir: Path) -> None:
