@@ -25,6 +25,7 @@ class Alternating:
     """Groups of tasks that take turns: whole batches of one, then whole batches of the next.
 
     FreeLM's form, of which FLM-101B's later one is the mixture: batches of language, then batches of teacher signals.
+    Only a batch in which all tasks of its group reach their `max_epochs` is shared: other groups fill it up.
 
     Attributes:
         groups: Group to its shares, e.g. `{"language": {"en": 2, "zh": 1}, "teacher": "signals"}`. A task is in one

@@ -170,12 +170,13 @@ class MixturePlan:
         end: Sequence at which all tasks of the mixture have reached their caps; None for never.
 
     Raises:
-        ValueError: a cap is of no task.
+        ValueError: a cap is of no task, or of less than a sequence.
     """
 
     def __init__(self, history: History, tasks: Mapping[str, TaskCounts], length: int) -> None:
         self.tasks = dict(sorted(tasks.items()))
         self.reached: list[Reached] = []
+        self._exhausted: set[str] = set()  # at present, while the plan is made
         self.end: int | None = None
         self._phases: list[_Phase] = []
         self._pieces = _joined(_pieces(history, length))
@@ -237,12 +238,20 @@ class MixturePlan:
                 f"expected epochs of {list(self.tasks)}, the tasks of the mixture, found {unknown}: change the gin "
                 "binding `Trainer.max_epochs`"
             )
-        return {
+        caps = {
             # Exact for what was written: 0.29 of 100 sequences are 29.
             name: (cap, math.floor(Fraction(str(cap)) * task.sequences))
             for name, task in self.tasks.items()
             if (cap := epochs.get(name, epochs.get(""))) is not None
         }
+        for name in piece.asked:
+            if name in caps and caps[name][1] < 1:
+                raise ValueError(
+                    f"expected epochs of {name} that make a sequence or more of its {self.tasks[name].sequences:,}, "
+                    f"found {caps[name][0]:g}: bind Trainer.max_epochs (under t5x MAX_EPOCHS) higher, or leave the "
+                    "task out of `MIXTURE_OR_TASK_NAME`"
+                )
+        return caps
 
     def _fill(
         self, piece: "_Piece", positions: dict[str, int], caps: Mapping[str, tuple[float, int]]
@@ -275,13 +284,11 @@ class MixturePlan:
         caps: Mapping[str, tuple[float, int]],
         sequence: int,
     ) -> None:
-        known = {reached.task for reached in self.reached}
-        asked = sorted(task for group in piece.groups for task, _ in group.shares)
-        self.reached += [
-            Reached(task, caps[task][0], sequence)
-            for task in asked
-            if left.get(task, 1) <= 0 and task not in known
-        ]
+        # A cap that was reached may be raised in mid-run, and be reached again.
+        self._exhausted = {task for task in self._exhausted if left.get(task, 1) <= 0}
+        new = [task for task in piece.asked if left.get(task, 1) <= 0 and task not in self._exhausted]
+        self.reached += [Reached(task, caps[task][0], sequence) for task in new]
+        self._exhausted.update(new)
 
     def _rates(self, group: Group, left: Mapping[str, int]) -> dict[str, int]:
         """Relative rates of sequences: a task's share of tokens over its tokens per sequence."""
@@ -325,6 +332,11 @@ class _Piece(NamedTuple):
     groups: tuple[Group, ...]
     turns: _Turns
     max_epochs: tuple[tuple[str, float], ...]
+
+    @property
+    def asked(self) -> list[str]:
+        """The tasks of all groups, in alphabetical order."""
+        return sorted(task for group in self.groups for task, _ in group.shares)
 
 
 def _pieces(history: History, length: int) -> Iterator[_Piece]:

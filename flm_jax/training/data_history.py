@@ -80,13 +80,19 @@ def check_lasts(plan: MixturePlan, history: History, length: int, end: int) -> N
 
 
 def caps_ahead(plan: MixturePlan, history: History, step: int, end: int) -> list[str]:
-    """A line for each task that will have been read for its epochs between `step` and the run's `end`."""
-    return [
-        f"{reached.task} reaches its {reached.epochs:g} epochs at step {history.steps(reached.sequence):,}; from there "
-        "on its share goes to the others"
-        for reached in plan.reached
-        if history.sequences(step) < reached.sequence < history.sequences(end)
-    ]
+    """A line for each task that will have been read for its epochs between `step`, or there, and the run's `end`."""
+    lines = []
+    for task, epochs, sequence in plan.reached:
+        if not history.sequences(step) <= sequence < history.sequences(end):
+            continue
+        read, at = plan.epochs(sequence)[task], history.steps(sequence)
+        said = (
+            f"{task} reaches its {epochs:g} epochs at step {at:,}"
+            if read <= epochs
+            else f"{task} is read no more from step {at:,} on, by then for {read:.3g} epochs, beyond its {epochs:g}"
+        )
+        lines.append(f"{said}; from there on its share goes to the others")
+    return lines
 
 
 def figures(plan: MixturePlan, sequences: int) -> dict[str, float]:

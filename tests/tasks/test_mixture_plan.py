@@ -213,11 +213,34 @@ def test_a_cap_gives_its_share_to_the_others() -> None:
     assert ended.positions(ended.end) == {name: 2 * count.sequences for name, count in tasks.items()}
 
 
+def test_a_cap_that_is_raised_is_reached_again() -> None:
+    tasks = {name: COUNTS[name] for name in "ab"}
+    history = History.begin({"a": 1, "b": 1}, 1, {"a": 1}).changed(100, 1, {"a": 1, "b": 1}, {"a": 2})
+    plan = MixturePlan(history, tasks, LENGTH)
+    assert [(reached.task, reached.epochs) for reached in plan.reached] == [("a", 1), ("a", 2)]
+    assert plan.positions(plan.reached[1].sequence)["a"] == 26
+    # One that goes on as it was is reached once.
+    history = History.begin({"a": 1, "b": 1}, 1, {"a": 1}).changed(100, 2, {"a": 1, "b": 1}, {"a": 1})
+    assert len(MixturePlan(history, tasks, LENGTH).reached) == 1
+
+
+@pytest.mark.parametrize("caps", [{"c": 0.1}, 0.1])
+def test_a_cap_below_a_sequence_is_refused(caps: Any) -> None:
+    tasks = {name: COUNTS[name] for name in "cd"}
+    with pytest.raises(
+        ValueError, match=r"epochs of c that make a sequence.*of its 7, found 0\.1.*Trainer\.max_epochs"
+    ):
+        MixturePlan(History.begin({"c": 1, "d": 1}, 1, caps), tasks, LENGTH)
+    MixturePlan(History.begin("d", 1, 0.1), tasks, LENGTH)  # where it is not read it has no part
+
+
 def test_a_group_that_is_exhausted_leaves_its_turns_to_the_others() -> None:
     turns = Alternating({"language": "d", "teacher": "c"}, (1, 1))
     plan = MixturePlan(History.begin(turns, 4, {"c": 2}), {name: COUNTS[name] for name in "cd"}, LENGTH)
     (reached,) = plan.reached
     assert reached.sequence == 4 + 4 + 4 + 4 + 4 + 4 + 4 + 2  # 14 sequences of c, 16 of d
+    # The batch in which it ends is filled up by the others.
+    assert [plan.locate(n)[0] for n in range(28, 32)] == ["c", "c", "d", "d"]
     assert {plan.locate(n)[0] for n in range(reached.sequence, 500)} == {"d"}
 
 

@@ -11,6 +11,7 @@ from flm_jax.grow.lineage import Lineage
 from flm_jax.grow.schedule import Route, Stage
 from flm_jax.tasks.history import History
 from flm_jax.tasks.mixture import Alternating
+from flm_jax.tasks.mixture_plan import MixturePlan, TaskCounts
 from flm_jax.tasks.reader import Reader
 from flm_jax.training import data_history
 from flm_jax.training.checkpoints import Checkpoints, load_params
@@ -137,6 +138,24 @@ def test_epochs_are_capped_and_told(
     with pytest.raises(ValueError, match=r"Trainer\.max_epochs higher"):
         trainer(tmp_path / "run", prepared_dir, max_epochs=0.01, train_steps=100).run()
     assert load_params(tmp_path / "run")[2] == step + 2
+
+
+def test_a_cap_that_holds_at_once_is_told() -> None:
+    """One that is lowered below what was read, and one that is reached where the run goes on; each once."""
+    tasks = {"en": TaskCounts(100, 6400), "zh": TaskCounts(20, 1280)}
+    mixture = {"en": 1, "zh": 1}
+
+    def lines(cap: float, step: int) -> list[str]:
+        history = History.begin(mixture, 8).changed(5, 8, mixture, {"zh": cap})
+        return data_history.caps_ahead(MixturePlan(history, tasks, 64), history, step, 20)
+
+    assert lines(1, 5) == ["zh reaches its 1 epochs at step 5; from there on its share goes to the others"]
+    assert lines(0.5, 5) == [
+        "zh is read no more from step 5 on, by then for 1 epochs, beyond its 0.5; from there on its share goes "
+        "to the others"
+    ]
+    assert lines(2, 5) == ["zh reaches its 2 epochs at step 10; from there on its share goes to the others"]
+    assert lines(0.5, 6) == []
 
 
 def stage(config: Any, **changes: Any) -> Stage:
