@@ -12,6 +12,7 @@ from fractions import Fraction
 from typing import NamedTuple
 
 from flm_jax.tasks.history import History
+from flm_jax.tasks.interleave import Interleave, Presence
 from flm_jax.tasks.mixture import Group, meaning_of
 
 # Sequence rates are integers in units of about a millionth, so that positions are exact for any index.
@@ -42,40 +43,6 @@ class Reached(NamedTuple):
     task: str
     epochs: float
     sequence: int
-
-
-class Interleave:
-    """An endless, regular interleaving of tasks in whole-number rates, with random access.
-
-    In any window of n consecutive elements, a task has its share of n to within a few elements.
-    (`grain.MapDataset.mix` interleaves likewise, but with rates rounded to a hundredth of the smallest.)
-
-    Example: rates [2, 1] give the tasks 0, 0, 1, 0, 0, 1, ...
-    """
-
-    def __init__(self, rates: list[int]) -> None:
-        self._rates = rates
-
-    def __getitem__(self, index: int) -> tuple[int, int]:
-        """The task of element `index`, and how many elements that task had before."""
-        # Task 0 gets its share of all elements, task 1 its share of what that leaves, and so on. Of the first
-        # `index` elements `before` are left to the tasks from here on, of the first `index + 1` `after`.
-        before, after, total = index, index + 1, sum(self._rates)
-        for task, rate in enumerate(self._rates):
-            left_before, left_after = (count * (total - rate) // total for count in (before, after))
-            if left_before == left_after:
-                return task, before - left_before
-            before, after, total = left_before, left_after, total - rate
-        raise AssertionError("the last task takes what is left")
-
-    def counts(self, index: int) -> list[int]:
-        """How many elements each task has among the first `index`."""
-        found, total = [], sum(self._rates)
-        for rate in self._rates:
-            left = index * (total - rate) // total
-            found.append(index - left)
-            index, total = left, total - rate
-        return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,6 +118,14 @@ class _Phase:
                 found[name] += count
         return found
 
+    def presence(self, batch_size: int, batches: int) -> dict[str, Presence]:
+        """Of each task that is read, in so many batches, were there no other phase behind this one."""
+        return {
+            name: found
+            for names, order in zip(self._names, self._orders, strict=True)
+            for name, found in zip(names, order.presence(batch_size, batches), strict=True)
+        }
+
 
 class MixturePlan:
     """The stream of sequences that a run's history of mixtures means.
@@ -224,6 +199,10 @@ class MixturePlan:
             for group in groups
             for task, share in group.shares
         }
+
+    def presence(self, sequence: int, batch_size: int, batches: int) -> dict[str, Presence]:
+        """Of each task in so many batches by the rates that hold at `sequence`."""
+        return self._phase(sequence).presence(batch_size, batches)
 
     def _phase(self, sequence: int) -> _Phase:
         if sequence < 0:

@@ -1,10 +1,13 @@
 """How a run's data goes on: by its stages and its checkpoint, what changes where, and whether there is enough."""
 
+import math
 from typing import Any
 
 from flm_jax.grow.schedule import Route
 from flm_jax.tasks.history import Epochs, History, Segment, epochs_to_json
 from flm_jax.tasks.mixture_plan import MixturePlan
+
+_COUNTED_BATCHES = 1_000
 
 
 def in_stage(
@@ -92,6 +95,28 @@ def caps_ahead(plan: MixturePlan, history: History, step: int, end: int) -> list
             else f"{task} is read no more from step {at:,} on, by then for {read:.3g} epochs, beyond its {epochs:g}"
         )
         lines.append(f"{said}; from there on its share goes to the others")
+    return lines
+
+
+def not_in_every_batch(plan: MixturePlan, history: History, step: int, end: int) -> list[str]:
+    """A line for each part of the run, between `step` and its `end`, that has tasks which some batches lack.
+
+    It is by the rates at the beginning of the part, counted over 1,000 batches.
+    """
+    lines = []
+    for segment in history.segments:
+        if segment.step >= end or (segment.step < step and segment != history.at(step)):
+            continue
+        begins = max(segment.step, step)
+        found = plan.presence(history.sequences(begins), segment.batch_size, _COUNTED_BATCHES)
+        if missing := {task: of for task, of in found.items() if of.batches < _COUNTED_BATCHES}:
+            counts = ", ".join(f"{task} ({of.batches:,})" for task, of in missing.items())
+            turn = " of their group's turn" if segment.mixture.alternates else ""
+            least = math.ceil(1 / min(of.share for of in missing.values()))
+            lines.append(
+                f"from step {begins:,} on these tasks are not in every batch of {segment.batch_size:,} sequences, but "
+                f"in so many of {_COUNTED_BATCHES:,}{turn}: {counts}; all would be in batches of about {least:,}"
+            )
     return lines
 
 

@@ -329,9 +329,8 @@ class Run:
         )
         for line in self.changed:
             self.log.line(line)
-        for line in data_history.caps_ahead(
-            self.reader.plan, self.whole_history, self.first_step, self.leg.end_of_run
-        ):
+        ahead = (self.reader.plan, self.whole_history, self.first_step, self.leg.end_of_run)
+        for line in [*data_history.caps_ahead(*ahead), *data_history.not_in_every_batch(*ahead)]:
             self.log.line(line)
 
     def _report(self) -> None:

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flm_jax.tasks.history import History
+from flm_jax.tasks.interleave import Interleave
 from flm_jax.tasks.mixture import Alternating, Mixture, linear
-from flm_jax.tasks.mixture_plan import Interleave, MixturePlan, TaskCounts
+from flm_jax.tasks.mixture_plan import MixturePlan, TaskCounts
 
 LENGTH = 10
 COUNTS = {

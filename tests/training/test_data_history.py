@@ -158,6 +158,36 @@ def test_a_cap_that_holds_at_once_is_told() -> None:
     assert lines(0.5, 6) == []
 
 
+def test_tasks_that_some_batches_lack_are_told() -> None:
+    """By the mixture of `gin_configs/data/teacher.gin`, with sequences of equally many tokens."""
+    shares = {"en": 50, "zh": 43, "sentiment_en": 2, "sentiment_zh": 2, "nli": 2, "choices": 1}
+    counts = {task: TaskCounts(1000, 64_000) for task in shares}
+
+    def lines(history: History, step: int = 0) -> list[str]:
+        plan = MixturePlan(history, {task: counts[task] for task in history.tasks}, 64)
+        return data_history.not_in_every_batch(plan, history, step, 50)
+
+    (line,) = lines(History.begin(shares, 8))
+    plan = MixturePlan(History.begin(shares, 8), counts, 64)
+    batches = [{plan.locate(8 * step + row)[0] for row in range(8)} for step in range(1000)]
+    for task in shares:
+        number = sum(task in batch for batch in batches)
+        assert (f"{task} ({number})" in line) == (number < 1000)
+    assert (
+        line.startswith("from step 0 on these tasks are not in every batch of 8 sequences")
+        and "en (1" in line
+    )
+    assert line.endswith("all would be in batches of about 100")
+    assert lines(History.begin(shares, 128)) == []
+    # Of what is still to come, part by part.
+    changed = History.begin(shares, 8).changed(10, 128, shares).changed(30, 4, {"en": 9, "zh": 1})
+    assert [line.split(" on")[0] for line in lines(changed)] == ["from step 0", "from step 30"]
+    assert [line.split(" on")[0] for line in lines(changed, 12)] == ["from step 30"]
+    turns = Alternating({"language": {"en": 9, "zh": 1}, "teacher": "nli"}, (3, 1))
+    (line,) = lines(History.begin(turns, 5))
+    assert "of 1,000 of their group's turn: zh (500);" in line
+
+
 def stage(config: Any, **changes: Any) -> Stage:
     settings = {"model": LanguageModel(config), "batch_size": 8, "learning_rate": 3e-3, "steps": 4, "warmup_steps": 1,
                 "ramp_steps": 2, "mesh": runs.FirstDevices()}  # fmt: skip
