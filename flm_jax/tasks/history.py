@@ -139,15 +139,6 @@ class History:
         """Of all mixtures, in alphabetical order."""
         return sorted({task for segment in self.segments for task in segment.mixture.tasks})
 
-    @property
-    def mixtures(self) -> list[Mixture]:
-        """One after the other, each once in a row."""
-        found: list[Mixture] = []
-        for segment in self.segments:
-            if not found or segment.mixture != found[-1]:
-                found.append(segment.mixture)
-        return found
-
 
 def read_epochs(value: Any) -> tuple[tuple[str, float], ...]:
     """A cap of epochs: a number for every task, or task to number; None for none.
