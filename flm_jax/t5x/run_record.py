@@ -13,7 +13,7 @@ from t5x import gin_utils
 from flm_jax import gin_setup
 from flm_jax.config import ModelConfig
 from flm_jax.grow.lineage import Lineage
-from flm_jax.tasks.history import Epochs, History, read_epochs
+from flm_jax.tasks.history import Epochs, History, epochs_to_json, read_epochs
 from flm_jax.tasks.mixture import Mixture
 from flm_jax.tasks.reader import Reader
 from flm_jax.tasks.vocabulary import Vocabulary
@@ -43,11 +43,12 @@ def metadata(
         prepared_dir: What is read; None where text is streamed, after which `flm train` cannot go on with the data.
         task_feature_lengths: Of the prepared data.
         lineage: The growths that led to this model; None for none.
-        history: Of the run that this one goes on from, for its batch sizes; None for none.
+        history: Of a run that goes on from another, with what holds from there on (`continuation.history`); None for
+            a run that begins.
         max_epochs: That a task may be read for, as in `seqio_tasks.prepared`.
 
     Raises:
-        ValueError: there is no seed, or the data was prepared with another tokenizer.
+        ValueError: there is no seed, the data was prepared with another tokenizer, or streamed text has a cap.
     """
     if seed is None:
         raise ValueError(
@@ -55,8 +56,16 @@ def metadata(
             "was stopped would find its place in data of another order"
         )
     data = {"tokenizer": Vocabulary(vocabulary).sha256}
+    if prepared_dir is None and max_epochs is not None:
+        raise ValueError(
+            f"expected MAX_EPOCHS = None where text is streamed, which has no caps, found {max_epochs!r}: change the "
+            "gin macro, or prepare the files and leave out gin_configs/t5x/streaming.gin"
+        )
     if prepared_dir is not None:
-        reader = Reader(prepared_dir, mixture, task_feature_lengths, seed, batch_size=batch_size)
+        read = mixture if history is None else history
+        reader = Reader(
+            prepared_dir, read, task_feature_lengths, seed, batch_size=batch_size, max_epochs=max_epochs
+        )
         if reader.vocabulary.sha256 != data["tokenizer"]:
             raise ValueError(
                 f"expected the tokenizer that {prepared_dir} was prepared with (SHA-256 {reader.vocabulary.sha256}), "
@@ -71,11 +80,12 @@ def metadata(
         data=data,
         growth_record=() if lineage is None else lineage.to_json(),
     )
-    segments = [
-        dataclasses.replace(segment, mixture=Mixture.of(mixture), max_epochs=read_epochs(max_epochs))
-        for segment in (history or made.data_history).segments
-    ]
-    return dataclasses.replace(made, history=tuple(History(tuple(segments)).to_json()))
+    if history is None:
+        caps = read_epochs(max_epochs)
+        history = History(
+            tuple(dataclasses.replace(segment, max_epochs=caps) for segment in made.data_history.segments)
+        )
+    return dataclasses.replace(made, history=tuple(history.to_json()))
 
 
 def summarize_config(model_dir: str, summary_writer: Any, step: int, metadata: Metadata) -> None:
@@ -93,6 +103,11 @@ def summarize_config(model_dir: str, summary_writer: Any, step: int, metadata: M
         differences = mismatches(found, metadata, "same")
         if Lineage.from_json(found.growth_record) != Lineage.from_json(metadata.growth_record):
             differences.append("the growths that led to its model (INITIAL_CHECKPOINT)")
+        theirs, ours = (one.data_history.segments[-1].max_epochs for one in (found, metadata))
+        if theirs != ours:
+            differences.append(
+                f"max_epochs (expected {epochs_to_json(ours)!r} from MAX_EPOCHS, found {epochs_to_json(theirs)!r})"
+            )
         if differences:
             raise CheckpointMismatchError(
                 f"{model_dir} is of another run: {'; '.join(differences)}. Restore these settings to go on with it, "

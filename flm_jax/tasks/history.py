@@ -5,6 +5,7 @@ A checkpoint keeps it. Everything that counts tokens, and the position in the da
 
 import bisect
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,7 +22,7 @@ class Segment:
         step: The first of them.
         first: Sequences that were read before it.
         batch_size: Sequences a step.
-        mixture: What is read; the same as before goes on where it stood.
+        mixture: What is read; the same as before goes on where it stood (`History.clock_starts`).
         max_epochs: (task, epochs of the whole run) that it may be read for; `""` stands for every task.
     """
 
@@ -114,19 +115,29 @@ class History:
         """`sequences`, rounded up to where a batch begins."""
         return self.sequences(self.steps(sequences))
 
+    def clock_starts(self, length: int) -> list[Segment]:
+        """For each segment, the one at whose beginning its mixture's clock was at 0.
+
+        The clock goes on where a changed mixture agrees with the one before in all that was read by that clock, so
+        that a schedule may be continued in mid-run; it starts anew where it does not.
+
+        Args:
+            length: Tokens of a sequence.
+        """
+        found = [self.segments[0]]
+        for before, segment in itertools.pairwise(self.segments):
+            read = segment.first - found[-1].first
+            old, new = (
+                [change for change in mixture.meaning if -(-change[0] // length) < read]
+                for mixture in (before.mixture, segment.mixture)
+            )
+            found.append(found[-1] if old == new else segment)
+        return found
+
     @property
     def tasks(self) -> list[str]:
         """Of all mixtures, in alphabetical order."""
         return sorted({task for segment in self.segments for task in segment.mixture.tasks})
-
-    @property
-    def mixtures(self) -> list[Mixture]:
-        """One after the other, each once in a row."""
-        found: list[Mixture] = []
-        for segment in self.segments:
-            if not found or segment.mixture != found[-1]:
-                found.append(segment.mixture)
-        return found
 
 
 def read_epochs(value: Any) -> tuple[tuple[str, float], ...]:

@@ -10,8 +10,10 @@
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 Shares = str | Mapping[str, float]
@@ -23,6 +25,7 @@ class Alternating:
     """Groups of tasks that take turns: whole batches of one, then whole batches of the next.
 
     FreeLM's form, of which FLM-101B's later one is the mixture: batches of language, then batches of teacher signals.
+    Only a batch in which all tasks of its group reach their `max_epochs` is shared: other groups fill it up.
 
     Attributes:
         groups: Group to its shares, e.g. `{"language": {"en": 2, "zh": 1}, "teacher": "signals"}`. A task is in one
@@ -48,9 +51,9 @@ class Group(NamedTuple):
     shares: tuple[tuple[str, float], ...]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Mixture:
-    """A mixture of any form, compared by what it means.
+    """A mixture of any form, compared by what it means: `{"en": 2, "zh": 1}` equals `{"en": 4, "zh": 2}`.
 
     Attributes:
         changes: (tokens, groups): from so many tokens on, padding included, counted from where the mixture begins to
@@ -58,6 +61,22 @@ class Mixture:
     """
 
     changes: tuple[tuple[int, tuple[Group, ...]], ...]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Mixture) and self.meaning == other.meaning
+
+    def __hash__(self) -> int:
+        return hash(self.meaning)
+
+    @functools.cached_property
+    def meaning(self) -> tuple[tuple[int, tuple[Any, ...]], ...]:
+        """(tokens, `meaning_of` the groups), with what changes nothing left out."""
+        found: list[tuple[int, tuple[Any, ...]]] = []
+        for tokens, groups in self.changes:
+            meant = meaning_of(groups)
+            if not found or found[-1][1] != meant:
+                found.append((tokens, meant))
+        return tuple(found)
 
     @staticmethod
     def of(value: Any) -> "Mixture":
@@ -89,9 +108,24 @@ class Mixture:
         return sorted({task for _, groups in self.changes for group in groups for task, _ in group.shares})
 
     @property
+    def has_clock(self) -> bool:
+        """Whether it depends on how long it has held."""
+        return len(self.meaning) > 1 or self.alternates
+
+    @property
     def alternates(self) -> bool:
         """Whether it depends on where batches begin."""
         return any(len(groups) > 1 for _, groups in self.changes)
+
+
+def meaning_of(groups: Sequence[Group]) -> tuple[Any, ...]:
+    """What may be compared of them: steps and exact shares of each that sum to 1; names are for people."""
+    found = []
+    for group in groups:
+        shares = [(task, Fraction(str(share))) for task, share in group.shares]
+        total = sum(share for _, share in shares)
+        found.append((group.steps, tuple((task, share / total) for task, share in shares)))
+    return tuple(found)
 
 
 def linear(start: Shares, end: Shares, tokens: int, begin: int = 0, pieces: int = 10) -> dict[int, Any]:

@@ -6,14 +6,14 @@ by bisection among them: nothing is proportional to the step, and nothing has to
 
 import bisect
 import dataclasses
-import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from fractions import Fraction
 from typing import NamedTuple
 
 from flm_jax.tasks.history import History
-from flm_jax.tasks.mixture import Group
+from flm_jax.tasks.interleave import Interleave, Presence
+from flm_jax.tasks.mixture import Group, meaning_of
 
 # Sequence rates are integers in units of about a millionth, so that positions are exact for any index.
 _RATE_UNITS = 1 << 20
@@ -43,40 +43,6 @@ class Reached(NamedTuple):
     task: str
     epochs: float
     sequence: int
-
-
-class Interleave:
-    """An endless, regular interleaving of tasks in whole-number rates, with random access.
-
-    In any window of n consecutive elements, a task has its share of n to within a few elements.
-    (`grain.MapDataset.mix` interleaves likewise, but with rates rounded to a hundredth of the smallest.)
-
-    Example: rates [2, 1] give the tasks 0, 0, 1, 0, 0, 1, ...
-    """
-
-    def __init__(self, rates: list[int]) -> None:
-        self._rates = rates
-
-    def __getitem__(self, index: int) -> tuple[int, int]:
-        """The task of element `index`, and how many elements that task had before."""
-        # Task 0 gets its share of all elements, task 1 its share of what that leaves, and so on. Of the first
-        # `index` elements `before` are left to the tasks from here on, of the first `index + 1` `after`.
-        before, after, total = index, index + 1, sum(self._rates)
-        for task, rate in enumerate(self._rates):
-            left_before, left_after = (count * (total - rate) // total for count in (before, after))
-            if left_before == left_after:
-                return task, before - left_before
-            before, after, total = left_before, left_after, total - rate
-        raise AssertionError("the last task takes what is left")
-
-    def counts(self, index: int) -> list[int]:
-        """How many elements each task has among the first `index`."""
-        found, total = [], sum(self._rates)
-        for rate in self._rates:
-            left = index * (total - rate) // total
-            found.append(index - left)
-            index, total = left, total - rate
-        return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,6 +118,14 @@ class _Phase:
                 found[name] += count
         return found
 
+    def presence(self, batch_size: int, batches: int) -> dict[str, Presence]:
+        """Of each task that is read, in so many batches, were there no other phase behind this one."""
+        return {
+            name: found
+            for names, order in zip(self._names, self._orders, strict=True)
+            for name, found in zip(names, order.presence(batch_size, batches), strict=True)
+        }
+
 
 class MixturePlan:
     """The stream of sequences that a run's history of mixtures means.
@@ -171,12 +145,13 @@ class MixturePlan:
         end: Sequence at which all tasks of the mixture have reached their caps; None for never.
 
     Raises:
-        ValueError: a cap is of no task.
+        ValueError: a cap is of no task, or of less than a sequence.
     """
 
     def __init__(self, history: History, tasks: Mapping[str, TaskCounts], length: int) -> None:
         self.tasks = dict(sorted(tasks.items()))
         self.reached: list[Reached] = []
+        self._exhausted: set[str] = set()  # at present, while the plan is made
         self.end: int | None = None
         self._phases: list[_Phase] = []
         self._pieces = _joined(_pieces(history, length))
@@ -225,6 +200,10 @@ class MixturePlan:
             for task, share in group.shares
         }
 
+    def presence(self, sequence: int, batch_size: int, batches: int) -> dict[str, Presence]:
+        """Of each task in so many batches by the rates that hold at `sequence`."""
+        return self._phase(sequence).presence(batch_size, batches)
+
     def _phase(self, sequence: int) -> _Phase:
         if sequence < 0:
             raise IndexError(f"expected a sequence of at least 0, found {sequence}")
@@ -238,12 +217,20 @@ class MixturePlan:
                 f"expected epochs of {list(self.tasks)}, the tasks of the mixture, found {unknown}: change the gin "
                 "binding `Trainer.max_epochs`"
             )
-        return {
+        caps = {
             # Exact for what was written: 0.29 of 100 sequences are 29.
             name: (cap, math.floor(Fraction(str(cap)) * task.sequences))
             for name, task in self.tasks.items()
             if (cap := epochs.get(name, epochs.get(""))) is not None
         }
+        for name in piece.asked:
+            if name in caps and caps[name][1] < 1:
+                raise ValueError(
+                    f"expected epochs of {name} that make a sequence or more of its {self.tasks[name].sequences:,}, "
+                    f"found {caps[name][0]:g}: bind Trainer.max_epochs (under t5x MAX_EPOCHS) higher, or leave the "
+                    "task out of `MIXTURE_OR_TASK_NAME`"
+                )
+        return caps
 
     def _fill(
         self, piece: "_Piece", positions: dict[str, int], caps: Mapping[str, tuple[float, int]]
@@ -276,13 +263,11 @@ class MixturePlan:
         caps: Mapping[str, tuple[float, int]],
         sequence: int,
     ) -> None:
-        known = {reached.task for reached in self.reached}
-        asked = sorted(task for group in piece.groups for task, _ in group.shares)
-        self.reached += [
-            Reached(task, caps[task][0], sequence)
-            for task in asked
-            if left.get(task, 1) <= 0 and task not in known
-        ]
+        # A cap that was reached may be raised in mid-run, and be reached again.
+        self._exhausted = {task for task in self._exhausted if left.get(task, 1) <= 0}
+        new = [task for task in piece.asked if left.get(task, 1) <= 0 and task not in self._exhausted]
+        self.reached += [Reached(task, caps[task][0], sequence) for task in new]
+        self._exhausted.update(new)
 
     def _rates(self, group: Group, left: Mapping[str, int]) -> dict[str, int]:
         """Relative rates of sequences: a task's share of tokens over its tokens per sequence."""
@@ -327,12 +312,15 @@ class _Piece(NamedTuple):
     turns: _Turns
     max_epochs: tuple[tuple[str, float], ...]
 
+    @property
+    def asked(self) -> list[str]:
+        """The tasks of all groups, in alphabetical order."""
+        return sorted(task for group in self.groups for task, _ in group.shares)
+
 
 def _pieces(history: History, length: int) -> Iterator[_Piece]:
-    origin = history.segments[0]
-    for segment, following in itertools.zip_longest(history.segments, history.segments[1:]):
-        if segment.mixture != origin.mixture:
-            origin = segment
+    segments, origins = history.segments, history.clock_starts(length)
+    for segment, origin, following in zip(segments, origins, [*segments[1:], None], strict=True):
         end = None if following is None else following.first
         changes = segment.mixture.changes
         starts = [origin.first + -(-tokens // length) for tokens, _ in changes]
@@ -355,7 +343,7 @@ def _joined(pieces: Iterable[_Piece]) -> list[_Piece]:
         if (
             last
             and len(piece.groups) == 1
-            and last.groups == piece.groups
+            and meaning_of(last.groups) == meaning_of(piece.groups)
             and last.max_epochs == piece.max_epochs
         ):
             found[-1] = last._replace(end=piece.end)

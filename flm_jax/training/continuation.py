@@ -8,15 +8,17 @@ checkpoint's metadata, and a gin file that goes on from the checkpoint takes the
 """
 
 import contextlib
+import dataclasses
 import os
 import re
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from flm_jax.config import ModelConfig
 from flm_jax.grow.lineage import Lineage
 from flm_jax.optimizer import Multipliers
-from flm_jax.tasks.history import History
+from flm_jax.tasks.history import Epochs, History, read_epochs
+from flm_jax.tasks.mixture import Mixture
 from flm_jax.tasks.vocabulary import Vocabulary
 from flm_jax.training.checkpoints import Checkpoints
 from flm_jax.training.metadata import CheckpointMismatchError, Metadata
@@ -82,17 +84,46 @@ def multipliers(checkpoint: str, model_dir: str | None = None) -> Multipliers:
 def sequences(checkpoint: str, model_dir: str | None = None) -> int:
     """How many sequences were read before it. Args as `model_config`.
 
-    0 for a run that has checkpoints: t5x restores the place in its data.
+    For a run that has checkpoints, before its newest; there t5x restores the place in its data by itself.
     """
-    if _has_checkpoints(model_dir):
-        return 0
-    found = find(checkpoint)
+    found = _first_of(model_dir, checkpoint)
     return found.metadata.data_history.sequences(found.step)
 
 
-def history(checkpoint: str, model_dir: str | None = None) -> History:
-    """The batch sizes and mixtures that led to it. Args as `model_config`."""
-    return _first_of(model_dir, checkpoint).metadata.data_history
+def history(
+    checkpoint: str,
+    batch_size: int,
+    mixture: Any,
+    first_sequence: int,
+    max_epochs: Epochs = None,
+    model_dir: str | None = None,
+) -> History:
+    """Batch sizes, mixtures and caps that led to it, and from it on those of this run, as `flm train` would go on.
+
+    Args:
+        checkpoint, model_dir: As in `model_config`.
+        batch_size: `BATCH_SIZE`.
+        mixture: `MIXTURE_OR_TASK_NAME`.
+        first_sequence: `FIRST_SEQUENCE`. With 0 the data begins anew: of what was read, the batch sizes are kept, by
+            which tokens are counted, and the mixture is this run's throughout.
+        max_epochs: That a task may be read for in the whole run.
+    """
+    found = _first_of(model_dir, checkpoint)
+    before = found.metadata.data_history
+    if first_sequence:
+        return before.changed(found.step, batch_size, mixture, max_epochs)
+    meant, caps = Mixture.of(mixture), read_epochs(max_epochs)
+    return History(
+        tuple(dataclasses.replace(segment, mixture=meant, max_epochs=caps) for segment in before.segments)
+    )
+
+
+def mixture(history: History, mixture: Any, first_sequence: int) -> Any:
+    """What `seqio_tasks.prepared` reads: the history, or `mixture` alone where the data begins anew.
+
+    Args as in `history`.
+    """
+    return history if first_sequence else mixture
 
 
 def lineage(checkpoint: str, model_dir: str | None = None) -> Lineage:

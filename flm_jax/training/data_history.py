@@ -1,10 +1,13 @@
 """How a run's data goes on: by its stages and its checkpoint, what changes where, and whether there is enough."""
 
+import math
 from typing import Any
 
 from flm_jax.grow.schedule import Route
 from flm_jax.tasks.history import Epochs, History, Segment, epochs_to_json
 from flm_jax.tasks.mixture_plan import MixturePlan
+
+_COUNTED_BATCHES = 1_000
 
 
 def in_stage(
@@ -37,13 +40,22 @@ def with_later_stages(
     return history
 
 
-def changes(before: Segment, now: Segment) -> str | None:
-    """What a run that goes on has changed, as a line for its log."""
-    found = []
+def changes(before: Segment, history: History, step: int, length: int) -> str | None:
+    """What a run that goes on has changed, as a line for its log.
+
+    Args:
+        before: What held at `step`, by the checkpoint.
+        history: Of the run that goes on.
+        step: Of the checkpoint.
+        length: Tokens of a sequence.
+    """
+    found, now = [], history.at(step)
     if before.batch_size != now.batch_size:
         found.append(f"batch size {before.batch_size} -> {now.batch_size}")
     if before.mixture != now.mixture:
-        found.append(f"mixture {before.mixture.to_json()} -> {now.mixture.to_json()}")
+        starts = now in history.clock_starts(length) and now.mixture.has_clock
+        clock = " (its clock starts at 0 here)" if starts else ""
+        found.append(f"mixture {before.mixture.to_json()} -> {now.mixture.to_json()}{clock}")
     if before.max_epochs != now.max_epochs:
         found.append(f"max_epochs {epochs_to_json(before.max_epochs)} -> {epochs_to_json(now.max_epochs)}")
     return f"from step {now.step} on: {', '.join(found)}" if found else None
@@ -71,13 +83,41 @@ def check_lasts(plan: MixturePlan, history: History, length: int, end: int) -> N
 
 
 def caps_ahead(plan: MixturePlan, history: History, step: int, end: int) -> list[str]:
-    """A line for each task that will have been read for its epochs between `step` and the run's `end`."""
-    return [
-        f"{reached.task} reaches its {reached.epochs:g} epochs at step {history.steps(reached.sequence):,}; from there "
-        "on its share goes to the others"
-        for reached in plan.reached
-        if history.sequences(step) < reached.sequence < history.sequences(end)
-    ]
+    """A line for each task that will have been read for its epochs between `step`, or there, and the run's `end`."""
+    lines = []
+    for task, epochs, sequence in plan.reached:
+        if not history.sequences(step) <= sequence < history.sequences(end):
+            continue
+        read, at = plan.epochs(sequence)[task], history.steps(sequence)
+        said = (
+            f"{task} reaches its {epochs:g} epochs at step {at:,}"
+            if read <= epochs
+            else f"{task} is read no more from step {at:,} on, by then for {read:.3g} epochs, beyond its {epochs:g}"
+        )
+        lines.append(f"{said}; from there on its share goes to the others")
+    return lines
+
+
+def not_in_every_batch(plan: MixturePlan, history: History, step: int, end: int) -> list[str]:
+    """A line for each part of the run, between `step` and its `end`, that has tasks which some batches lack.
+
+    It is by the rates at the beginning of the part, counted over 1,000 batches.
+    """
+    lines = []
+    for segment in history.segments:
+        if segment.step >= end or (segment.step < step and segment != history.at(step)):
+            continue
+        begins = max(segment.step, step)
+        found = plan.presence(history.sequences(begins), segment.batch_size, _COUNTED_BATCHES)
+        if missing := {task: of for task, of in found.items() if of.batches < _COUNTED_BATCHES}:
+            counts = ", ".join(f"{task} ({of.batches:,})" for task, of in missing.items())
+            turn = " of their group's turn" if segment.mixture.alternates else ""
+            least = math.ceil(1 / min(of.share for of in missing.values()))
+            lines.append(
+                f"from step {begins:,} on these tasks are not in every batch of {segment.batch_size:,} sequences, but "
+                f"in so many of {_COUNTED_BATCHES:,}{turn}: {counts}; all would be in batches of about {least:,}"
+            )
+    return lines
 
 
 def figures(plan: MixturePlan, sequences: int) -> dict[str, float]:

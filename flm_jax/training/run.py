@@ -316,7 +316,8 @@ class Run:
 
     def _changed_data(self, found: Metadata, step: int) -> str | None:
         over = step >= self.leg.end  # then this stage reads no more
-        return None if over else data_history.changes(found.data_history.at(step), self.history.at(step))
+        before = found.data_history.at(step)
+        return None if over else data_history.changes(before, self.history, step, self.route.length)
 
     def _introduce(self) -> None:
         if len(self.route.stages) > 1:
@@ -328,9 +329,8 @@ class Run:
         )
         for line in self.changed:
             self.log.line(line)
-        for line in data_history.caps_ahead(
-            self.reader.plan, self.whole_history, self.first_step, self.leg.end_of_run
-        ):
+        ahead = (self.reader.plan, self.whole_history, self.first_step, self.leg.end_of_run)
+        for line in [*data_history.caps_ahead(*ahead), *data_history.not_in_every_batch(*ahead)]:
             self.log.line(line)
 
     def _report(self) -> None:

@@ -20,6 +20,7 @@ from flm_jax import LanguageModel, grow, presets
 from flm_jax.grow.lineage import Lineage
 from flm_jax.optimizer import adamw
 from flm_jax.partitioning import MeshShape
+from flm_jax.tasks.history import History
 from flm_jax.tasks.reader import Reader
 from flm_jax.training import continuation
 from flm_jax.training.checkpoints import Checkpoints
@@ -118,6 +119,23 @@ def test_streaming(build: Build) -> None:
         assert found[name].task_feature_lengths == lengths
 
 
+def test_a_cap(build: Build, tmp_path: Path) -> None:
+    """Of the batches and of the record; streamed text has none."""
+    import seqio
+
+    found = build(pretraining("flm_tiny"), 'MAX_EPOCHS={"zh": 2}')
+    (reached,) = seqio.TaskRegistry.get("prepared").source._reader(seed=0).plan.reached
+    assert (reached.task, reached.epochs) == ("zh", 2)
+    found["summarize_config_fn"](str(tmp_path), None, 0)
+    metadata = Metadata.from_json(json.loads((tmp_path / RUN_METADATA).read_text()))
+    mixture = {"en": 53.5, "zh": 46.5, "instruct": 5.0}
+    assert metadata.data_history == History.begin(mixture, 128, {"zh": 2})
+    lengths = 'TASK_FEATURE_LENGTHS={"inputs": 32, "targets": 32}'
+    streamed = build([*pretraining("flm_tiny")[:3], "t5x/streaming"], lengths, "MAX_EPOCHS=2")
+    with pytest.raises(ValueError, match=r"expected MAX_EPOCHS = None where text is streamed.*found 2"):
+        streamed["summarize_config_fn"](str(tmp_path), None, 0)
+
+
 @pytest.fixture
 def checkpoint(data: list[str], tmp_path: Path) -> Path:
     """As t5x leaves one of `flm_tiny`, without arrays."""
@@ -176,6 +194,61 @@ def test_from_a_checkpoint(build: Build, checkpoint: Path) -> None:
         build(files, 'INITIAL_CHECKPOINT="/nowhere"')
     with pytest.raises(ValueError, match="local directory"):
         build(files, 'INITIAL_CHECKPOINT="gs://bucket/run"')
+
+
+TURNS = {"alternating": {"language": [3, {"en": 1.0, "zh": 1.0}], "teacher": [1, {"instruct": 1.0}]}}
+
+
+@pytest.mark.parametrize("caps", [None, {"zh": 2}])
+@pytest.mark.parametrize("before", [TURNS, {"en": 53.5, "zh": 46.5, "instruct": 5.0}])
+def test_the_data_goes_on_by_its_history(
+    build: Build, data: list[str], checkpoint: Path, tmp_path: Path, before: Any, caps: Any
+) -> None:
+    """Behind a change of the batch size, and of the mixture, and with a cap: what `flm train` would read."""
+    import seqio
+
+    history = History.begin(before, 64).changed(5, 128, TURNS)
+    found = continuation.find(checkpoint).metadata
+    record = dataclasses.replace(found, mixture=TURNS, history=tuple(history.to_json()))
+    write(checkpoint.parent, record)
+    files = [*pretraining("flm_tiny"), "t5x/from_checkpoint"]
+    bindings = [f'INITIAL_CHECKPOINT="{checkpoint}"', f"MIXTURE_OR_TASK_NAME={TURNS}", f"MAX_EPOCHS={caps}"]
+    expected = history.changed(30, 128, TURNS, caps)
+
+    def read(*more: str) -> tuple[Any, Any]:
+        arguments = build(files, *bindings, *more)
+        return arguments, seqio.TaskRegistry.get("prepared").source
+
+    def assert_goes_on(arguments: Any, source: Any) -> None:
+        plan = source._reader(seed=0).plan
+        ours = Reader(json.loads(data[4].partition("=")[2]), expected, 64, 0).plan
+        for step in range(30, 70):
+            first = expected.sequences(step)
+            assert [plan.locate(first + row) for row in range(128)] == [
+                ours.locate(first + row) for row in range(128)
+            ]
+        assert plan.reached == ours.reached and bool(plan.reached) == bool(caps)
+
+    arguments, source = read()
+    assert source._first == 5 * 64 + 25 * 128
+    assert_goes_on(arguments, source)
+    begins = initializer(arguments)
+    assert begins._metadata.data_history == expected
+    with pytest.raises(FileNotFoundError, match="_METADATA"):  # nothing is refused; this one has no arrays
+        begins.from_scratch(None)
+    arguments["summarize_config_fn"](str(tmp_path), None, 0)
+    # Started again behind checkpoints of its own, it reads by the history that it has written.
+    (tmp_path / "checkpoint_40" / "state").mkdir(parents=True)
+    shutil.move(checkpoint.parent, tmp_path / "moved")
+    arguments, source = read()
+    assert_goes_on(arguments, source)
+    arguments["summarize_config_fn"](str(tmp_path), None, 40)
+    with pytest.raises(CheckpointMismatchError, match=r"max_epochs \(expected 7 from MAX_EPOCHS, found "):
+        read("MAX_EPOCHS=7")[0]["summarize_config_fn"](str(tmp_path), None, 40)
+    # Data that begins anew takes turns from its own first batch on.
+    _, source = read("FIRST_SEQUENCE=0")
+    anew = source._reader(seed=0).plan
+    assert [anew.locate(128 * step)[0] == "instruct" for step in range(8)] == 2 * [False, False, False, True]
 
 
 def test_the_arrays_of_a_checkpoint(build: Build, checkpoint: Path) -> None:

@@ -3,6 +3,7 @@
 import itertools
 import time
 from collections import Counter
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -10,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flm_jax.tasks.history import History
-from flm_jax.tasks.mixture import Alternating, linear
-from flm_jax.tasks.mixture_plan import Interleave, MixturePlan, TaskCounts
+from flm_jax.tasks.interleave import Interleave
+from flm_jax.tasks.mixture import Alternating, Mixture, linear
+from flm_jax.tasks.mixture_plan import MixturePlan, TaskCounts
 
 LENGTH = 10
 COUNTS = {
@@ -90,13 +92,28 @@ def test_each_task_is_read_in_its_order_to_its_cap_and_no_further(history: Histo
             read[task] += 1
 
 
+def _in_force(mixture: Mixture, sequence: int) -> Any:
+    """Steps and shares of each group, so many sequences behind the beginning of the mixture's clock."""
+    groups = next(found for tokens, found in reversed(mixture.changes) if tokens <= sequence * LENGTH)
+    return [
+        (
+            group.steps,
+            {task: Fraction(share, sum(dict(group.shares).values())) for task, share in group.shares},
+        )
+        for group in groups
+    ]
+
+
 def _asked(history: History, step: int, sequence: int) -> set[str]:
     """The tasks of the mixture that holds, by going through the steps."""
-    mixture, origin = history.at(step).mixture, 0
-    for earlier in range(step, -1, -1):
-        if history.at(earlier).mixture != mixture:
-            origin = history.sequences(earlier + 1)
-            break
+    mixture, origin = history.at(0).mixture, 0
+    for later in range(1, step + 1):
+        before, mixture, now = mixture, history.at(later).mixture, history.sequences(later)
+        read = range(now - origin)
+        if before is not mixture and [_in_force(before, n) for n in read] != [
+            _in_force(mixture, n) for n in read
+        ]:
+            origin = now
     found: set[str] = set()
     for tokens, groups in mixture.changes:
         begins = origin + -(-tokens // LENGTH)
@@ -152,6 +169,35 @@ def test_a_schedule_is_the_change_in_mid_run() -> None:
     assert [scheduled.locate(n) for n in range(300)] == [changed.locate(n) for n in range(300)]
 
 
+@pytest.mark.parametrize("same", [{0: "a", 20 * LENGTH: "b"}, {0: {"a": 3}, 20 * LENGTH: {"b": 0.3}}])
+def test_a_schedule_is_continued_in_mid_run(same: Any) -> None:
+    """What was read agrees, so its clock goes on: the run is the one that had the whole schedule from the beginning."""
+    tasks = {name: COUNTS[name] for name in "abd"}
+    whole = {**same, 50 * LENGTH: {"d": 1, "b": 2}}
+    for step in (2, 3, 5, 6):  # before, at and behind the first change
+        history = History.begin({0: "a", 20 * LENGTH: "b"}, 8).changed(step, 4, whole)
+        assert history.clock_starts(LENGTH) == [history.segments[0]] * 2
+        continued = MixturePlan(history, tasks, LENGTH)
+        scheduled = MixturePlan(History.begin(whole, 8), tasks, LENGTH)
+        assert [continued.locate(n) for n in range(300)] == [scheduled.locate(n) for n in range(300)]
+    # What was read does not agree: the clock starts at 0.
+    history = History.begin("a", 8).changed(3, 8, whole)
+    assert history.clock_starts(LENGTH) == list(history.segments)
+    assert MixturePlan(history, tasks, LENGTH).positions(24 + 20) == {"a": 44, "b": 0, "d": 0}
+
+
+def test_rescaled_shares_are_the_same_mixture() -> None:
+    """Turns go on where they stood, and nothing has changed."""
+    one = Alternating({"x": {"a": 0.2, "b": 0.1}, "y": "d"}, (3, 1))
+    other = Alternating({"x": {"a": 4, "b": 2}, "y": {"d": 7}}, (3, 1))
+    history = History.begin(one, 8)
+    assert history.changed(6, 8, other) == history
+    tasks = {name: COUNTS[name] for name in "abd"}
+    plan, same = (MixturePlan(history.changed(6, 4, mixture), tasks, LENGTH) for mixture in (other, one))
+    assert [plan.locate(n) for n in range(300)] == [same.locate(n) for n in range(300)]
+    assert Mixture.of({"a": 2, "b": 1}) != Mixture.of({"a": 1, "b": 2})
+
+
 def test_a_cap_gives_its_share_to_the_others() -> None:
     tasks = {name: COUNTS[name] for name in "abd"}
     history = History.begin({"a": 2, "b": 1, "d": 1}, 1, {"a": 2, "b": 0.29})
@@ -168,11 +214,34 @@ def test_a_cap_gives_its_share_to_the_others() -> None:
     assert ended.positions(ended.end) == {name: 2 * count.sequences for name, count in tasks.items()}
 
 
+def test_a_cap_that_is_raised_is_reached_again() -> None:
+    tasks = {name: COUNTS[name] for name in "ab"}
+    history = History.begin({"a": 1, "b": 1}, 1, {"a": 1}).changed(100, 1, {"a": 1, "b": 1}, {"a": 2})
+    plan = MixturePlan(history, tasks, LENGTH)
+    assert [(reached.task, reached.epochs) for reached in plan.reached] == [("a", 1), ("a", 2)]
+    assert plan.positions(plan.reached[1].sequence)["a"] == 26
+    # One that goes on as it was is reached once.
+    history = History.begin({"a": 1, "b": 1}, 1, {"a": 1}).changed(100, 2, {"a": 1, "b": 1}, {"a": 1})
+    assert len(MixturePlan(history, tasks, LENGTH).reached) == 1
+
+
+@pytest.mark.parametrize("caps", [{"c": 0.1}, 0.1])
+def test_a_cap_below_a_sequence_is_refused(caps: Any) -> None:
+    tasks = {name: COUNTS[name] for name in "cd"}
+    with pytest.raises(
+        ValueError, match=r"epochs of c that make a sequence.*of its 7, found 0\.1.*Trainer\.max_epochs"
+    ):
+        MixturePlan(History.begin({"c": 1, "d": 1}, 1, caps), tasks, LENGTH)
+    MixturePlan(History.begin("d", 1, 0.1), tasks, LENGTH)  # where it is not read it has no part
+
+
 def test_a_group_that_is_exhausted_leaves_its_turns_to_the_others() -> None:
     turns = Alternating({"language": "d", "teacher": "c"}, (1, 1))
     plan = MixturePlan(History.begin(turns, 4, {"c": 2}), {name: COUNTS[name] for name in "cd"}, LENGTH)
     (reached,) = plan.reached
     assert reached.sequence == 4 + 4 + 4 + 4 + 4 + 4 + 4 + 2  # 14 sequences of c, 16 of d
+    # The batch in which it ends is filled up by the others.
+    assert [plan.locate(n)[0] for n in range(28, 32)] == ["c", "c", "d", "d"]
     assert {plan.locate(n)[0] for n in range(reached.sequence, 500)} == {"d"}
 
 

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from flm_jax.tasks import prepared as prepared_module
 from flm_jax.tasks.history import History
+from flm_jax.tasks.interleave import Interleave
 from flm_jax.tasks.mixture import Alternating
-from flm_jax.tasks.mixture_plan import Interleave
 from flm_jax.tasks.reader import PreparedTask, Reader, evaluation_batches
 
 MIXTURE = {"en": 53.5, "zh": 46.5, "instruct": 5.0}

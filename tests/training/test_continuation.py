@@ -91,6 +91,15 @@ def test_it_grows_by_methods_without_a_mask(as_t5x_leaves_it: Path, tmp_path: Pa
     assert continuation.model_config(str(grown)) == growth.plan.target
     assert continuation.model_config(str(grown)).norm_epsilon != runs.CONFIG.norm_epsilon
     assert continuation.sequences(str(grown)) == 80
+    before = continuation.find(as_t5x_leaves_it).metadata.data_history
+    assert continuation.history(str(grown), 4, runs.MIXTURE, 80) == before.resized(10, 4)
+    changed = continuation.history(str(grown), 4, "en", 80, 3)
+    assert changed == before.changed(10, 4, "en", 3)
+    assert (
+        continuation.mixture(changed, "en", 80) == changed and continuation.mixture(changed, "en", 0) == "en"
+    )
+    anew = continuation.history(str(grown), 4, "en", 0)
+    assert [segment.batch_size for segment in anew.segments] == [8, 4] and anew.tasks == ["en"]
     found = continuation.find(grown)
     assert found.metadata.batch_size == 4 and not found.of_t5x
     expected = growth.plan.multipliers(width_multipliers(runs.CONFIG))

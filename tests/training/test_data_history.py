@@ -11,7 +11,9 @@ from flm_jax.grow.lineage import Lineage
 from flm_jax.grow.schedule import Route, Stage
 from flm_jax.tasks.history import History
 from flm_jax.tasks.mixture import Alternating
+from flm_jax.tasks.mixture_plan import MixturePlan, TaskCounts
 from flm_jax.tasks.reader import Reader
+from flm_jax.training import data_history
 from flm_jax.training.checkpoints import Checkpoints, load_params
 from flm_jax.training.leg import Leg
 from flm_jax.training.metadata import CheckpointMismatchError, Metadata, mismatches
@@ -85,6 +87,20 @@ def test_a_schedule_in_gin_is_a_change_in_mid_run(tmp_path: Path, prepared_dir: 
     runs.assert_bitwise_equal(runs.stored(tmp_path / "changed", 8), runs.stored(tmp_path / "scheduled", 8))
 
 
+def test_a_clock_that_starts_anew_is_told() -> None:
+    schedule = {0: "en", 10 * TOKENS: "zh"}
+    before = History.begin(schedule, 8)
+
+    def line(mixture: Any) -> str:
+        found = data_history.changes(before.at(5), before.changed(5, 8, mixture), 5, 64)
+        assert found is not None
+        return found
+
+    assert line({0: "en", 20 * TOKENS: "zh"}).endswith("[10240, {'zh': 1.0}]]")
+    assert line({0: "zh", 20 * TOKENS: "en"}).endswith("[10240, {'en': 1.0}]] (its clock starts at 0 here)")
+    assert line("zh").endswith("-> {'zh': 1.0}")  # which has none
+
+
 def test_each_tasks_figures(tmp_path: Path, prepared_dir: Path) -> None:
     """They make up the run's, turn by turn; a run of one task has no double ones."""
     turns = Alternating({"language": {"en": 1, "zh": 1}, "teacher": "instruct"}, (2, 1))
@@ -122,6 +138,54 @@ def test_epochs_are_capped_and_told(
     with pytest.raises(ValueError, match=r"Trainer\.max_epochs higher"):
         trainer(tmp_path / "run", prepared_dir, max_epochs=0.01, train_steps=100).run()
     assert load_params(tmp_path / "run")[2] == step + 2
+
+
+def test_a_cap_that_holds_at_once_is_told() -> None:
+    """One that is lowered below what was read, and one that is reached where the run goes on; each once."""
+    tasks = {"en": TaskCounts(100, 6400), "zh": TaskCounts(20, 1280)}
+    mixture = {"en": 1, "zh": 1}
+
+    def lines(cap: float, step: int) -> list[str]:
+        history = History.begin(mixture, 8).changed(5, 8, mixture, {"zh": cap})
+        return data_history.caps_ahead(MixturePlan(history, tasks, 64), history, step, 20)
+
+    assert lines(1, 5) == ["zh reaches its 1 epochs at step 5; from there on its share goes to the others"]
+    assert lines(0.5, 5) == [
+        "zh is read no more from step 5 on, by then for 1 epochs, beyond its 0.5; from there on its share goes "
+        "to the others"
+    ]
+    assert lines(2, 5) == ["zh reaches its 2 epochs at step 10; from there on its share goes to the others"]
+    assert lines(0.5, 6) == []
+
+
+def test_tasks_that_some_batches_lack_are_told() -> None:
+    """By the mixture of `gin_configs/data/teacher.gin`, with sequences of equally many tokens."""
+    shares = {"en": 50, "zh": 43, "sentiment_en": 2, "sentiment_zh": 2, "nli": 2, "choices": 1}
+    counts = {task: TaskCounts(1000, 64_000) for task in shares}
+
+    def lines(history: History, step: int = 0) -> list[str]:
+        plan = MixturePlan(history, {task: counts[task] for task in history.tasks}, 64)
+        return data_history.not_in_every_batch(plan, history, step, 50)
+
+    (line,) = lines(History.begin(shares, 8))
+    plan = MixturePlan(History.begin(shares, 8), counts, 64)
+    batches = [{plan.locate(8 * step + row)[0] for row in range(8)} for step in range(1000)]
+    for task in shares:
+        number = sum(task in batch for batch in batches)
+        assert (f"{task} ({number})" in line) == (number < 1000)
+    assert (
+        line.startswith("from step 0 on these tasks are not in every batch of 8 sequences")
+        and "en (1" in line
+    )
+    assert line.endswith("all would be in batches of about 100")
+    assert lines(History.begin(shares, 128)) == []
+    # Of what is still to come, part by part.
+    changed = History.begin(shares, 8).changed(10, 128, shares).changed(30, 4, {"en": 9, "zh": 1})
+    assert [line.split(" on")[0] for line in lines(changed)] == ["from step 0", "from step 30"]
+    assert [line.split(" on")[0] for line in lines(changed, 12)] == ["from step 30"]
+    turns = Alternating({"language": {"en": 9, "zh": 1}, "teacher": "nli"}, (3, 1))
+    (line,) = lines(History.begin(turns, 5))
+    assert "of 1,000 of their group's turn: zh (500);" in line
 
 
 def stage(config: Any, **changes: Any) -> Stage:
