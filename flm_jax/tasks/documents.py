@@ -100,7 +100,7 @@ def read_documents(
             examples = task.examples(document)
             _check_encodable(examples)
         except Problem as problem:
-            problems.add(record.place, str(problem))
+            problems.add(record.place, str(problem), problem.records)
             continue
         text = joined(document)
         _look_at(text, record.place, problems)

@@ -328,10 +328,11 @@ def _existing_report(partial: Path, split: str, number: int) -> ShardReport | No
 
 
 def _check_share(settings: _Settings, problems: Problems, records: int) -> None:
-    if problems.count > settings.max_bad_share * records:
+    records += problems.records - problems.count  # a damaged file is one place, and many records
+    if problems.records > settings.max_bad_share * records:
         raise ValueError(
             f"expected at most {settings.max_bad_share:.1%} of the records of task {settings.task.name!r} to be "
-            f"unreadable, found {problems.count:,} of {records:,}: mend them, or raise the gin binding "
+            f"unreadable, found {problems.records:,} of {records:,}: mend them, or raise the gin binding "
             f"`prepare.max_bad_share`\n{problems.report()}"
         )
 

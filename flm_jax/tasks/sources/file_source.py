@@ -123,21 +123,30 @@ class FileSource(abc.ABC):
         return {"type": type(self).__name__, **settings, "files": files}
 
     def _file(self, path: str) -> Iterator[Raw]:
-        """The records of one file; a problem in place of a file that is empty or has disappeared."""
-        found = 0
+        """The records of one file; a problem where it breaks off, and if it is empty or has disappeared."""
+        found, place = 0, path
         try:
             for raw in self._raw(path):
-                found += 1
+                found, place = found + 1, raw.place
                 yield raw
         except FileNotFoundError:
-            yield Raw(path, Problem("the file has disappeared since it was found"), 0)
+            gone = "the file has disappeared since it was found; how many records are lost is unknown"
+            yield Raw(path, Problem(gone), 0)
+            return
+        except files_of.DamagedError as error:
+            yield Raw(place, error.problem(found), 0)
             return
         if not found:
             yield Raw(path, Problem("the file is empty"), 0)
 
     @abc.abstractmethod
     def _raw(self, path: str) -> Iterator[Raw]:
-        """The records of one file."""
+        """The records of one file.
+
+        Raises:
+            FileNotFoundError: it has disappeared.
+            files.DamagedError: it breaks off.
+        """
 
     @property
     @abc.abstractmethod

@@ -76,10 +76,15 @@ class PlainText(FileSource):
             raise Problem(f"not UTF-8 (byte {error.start} of the document)") from error
 
     def _raw(self, path: str) -> Iterator[Raw]:
-        with files.open_file(path) as file:
-            pieces = files.pieces(file, self.separator.encode("utf-8"), self.max_record_bytes)
-            for number, piece in enumerate(pieces, start=1):
-                # Blank at a separator at the end, for example: there is no text to lose.
-                if isinstance(piece, Problem) or piece.strip():
-                    size = 0 if isinstance(piece, Problem) else len(piece)
-                    yield Raw(f"{path}, document {number}", piece, size)
+        try:
+            with files.open_file(path) as file:
+                pieces = files.pieces(file, self.separator.encode("utf-8"), self.max_record_bytes)
+                for number, piece in enumerate(pieces, start=1):
+                    # Blank at a separator at the end, for example: there is no text to lose.
+                    if isinstance(piece, Problem) or piece.strip():
+                        size = 0 if isinstance(piece, Problem) else len(piece)
+                        yield Raw(f"{path}, document {number}", piece, size)
+        except files.DamagedError as error:
+            if self.separator:
+                raise
+            yield Raw(path, Problem(f"the file is damaged and its end is lost ({error.reason})"), 0)
