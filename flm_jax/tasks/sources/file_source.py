@@ -1,7 +1,6 @@
 """A source of files: patterns, splits, and documents held out."""
 
 import abc
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
@@ -77,18 +76,10 @@ class FileSource(abc.ABC):
 
         Raises:
             FileNotFoundError: a pattern matches no file.
+            ValueError: a file's name is not UTF-8.
         """
-        paths = []
-        for pattern in self._patterns()[split]:
-            found = files_of.find(pattern)
-            if not found:
-                raise FileNotFoundError(
-                    f"expected at least one file for the split {split!r}, found none that matches "
-                    f"{pattern!r} (in {os.getcwd()}): change the gin binding `{type(self).__name__}.files`, or "
-                    "the macro that feeds it (FILES, EN_FILES, ...)"
-                )
-            paths += found
-        return list(dict.fromkeys(paths))
+        binding = f"`{type(self).__name__}.files`, or the macro that feeds it (FILES, EN_FILES, ...)"
+        return files_of.find_all(self._patterns()[split], f"the split {split!r}", binding)
 
     def records(self, split: str, after: Position = START) -> Iterator[Record]:
         """The records of a split behind a position, file by file.
@@ -156,3 +147,20 @@ class FileSource(abc.ABC):
     @abc.abstractmethod
     def document(self, raw: Any) -> Document:
         """The document of a record."""
+
+
+@dataclass(frozen=True)
+class FieldsSource(FileSource):
+    """Records with fields, some of which are a document's features.
+
+    Attributes:
+        fields: feature -> field, e.g. `{"inputs": "prompt", "targets": "response"}`. None: the document is the record
+            as it is, for a task that knows its format (`dialogues`, `teacher`).
+    """
+
+    fields: Mapping[str, str] | None = field(default_factory=lambda: {"targets": "text"})
+
+    @property
+    def features(self) -> tuple[str, ...] | None:
+        """The keys of every document."""
+        return None if self.fields is None else tuple(self.fields)

@@ -10,7 +10,8 @@ import gzip
 import io
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import IO, Any
 
 import fsspec
@@ -97,11 +98,47 @@ class _Decompressed(io.RawIOBase):
 
 
 def find(pattern: str) -> list[str]:
-    """The paths that match a glob pattern, in alphabetical order."""
+    """The files that match a glob pattern, in alphabetical order; a path of a file, brackets and all, is that file."""
     if "://" not in pattern:
-        return sorted(glob.glob(os.path.expanduser(pattern), recursive=True))
+        path = os.path.expanduser(pattern)
+        matches = [path] if os.path.isfile(path) else glob.glob(path, recursive=True)
+        return sorted(match for match in matches if not os.path.isdir(match))
     system, path = fsspec.core.url_to_fs(pattern)
-    return sorted(str(system.unstrip_protocol(found)) for found in system.glob(path))
+    matches = [path] if system.isfile(path) else system.glob(path)
+    return sorted(str(system.unstrip_protocol(match)) for match in matches if not system.isdir(match))
+
+
+def find_all(patterns: Sequence[str], what: str, binding: str) -> list[str]:
+    """The files that match any of the patterns, each once under the first of its spellings.
+
+    Args:
+        patterns: in their order, each one's files in alphabetical order.
+        what: is looked for, and
+        binding: of gin, for the errors.
+
+    Raises:
+        FileNotFoundError: a pattern matches no file.
+        ValueError: a file's name is not UTF-8, and could not be written to a manifest.
+    """
+    paths: dict[str, str] = {}
+    for pattern in patterns:
+        found = find(pattern)
+        if not found:
+            folder = os.path.isdir(os.path.expanduser(pattern))
+            raise FileNotFoundError(
+                f"expected at least one file for {what}, found {'a directory at' if folder else 'none that matches'} "
+                f"{pattern!r} (in {os.getcwd()}): change the gin binding {binding}"
+            )
+        for path in found:
+            try:
+                path.encode("utf-8")
+            except UnicodeEncodeError as error:
+                raise ValueError(
+                    f"expected file names in UTF-8 for {what}, found {path!r}: rename the file, or change the gin "
+                    f"binding {binding}"
+                ) from error
+            paths.setdefault(path if "://" in path else os.path.realpath(path), path)
+    return list(paths.values())
 
 
 def stamp(path: str) -> dict[str, Any]:
@@ -120,6 +157,11 @@ def stamp(path: str) -> dict[str, Any]:
     return {"bytes": found.get("size"), "changed": None if changed is None else str(changed)}
 
 
+def open_stored(path: str) -> AbstractContextManager[IO[bytes]]:
+    """A file's bytes as they lie there."""
+    return fsspec.open(path, "rb") if "://" in path else open(path, "rb")  # type: ignore[no-any-return]
+
+
 @contextlib.contextmanager
 def open_file(path: str) -> Iterator[IO[bytes]]:
     """A file's bytes, decompressed by the suffixes `.gz` and `.zst`.
@@ -128,11 +170,7 @@ def open_file(path: str) -> Iterator[IO[bytes]]:
         DamagedError: reading met the end of what can be decompressed.
     """
     with contextlib.ExitStack() as opened:
-        file: Any
-        if "://" in path:
-            file = opened.enter_context(fsspec.open(path, "rb"))
-        else:
-            file = opened.enter_context(open(path, "rb"))
+        file = opened.enter_context(open_stored(path))
         if without_compression(path) == path:
             yield file
             return
@@ -184,11 +222,11 @@ def pieces(file: IO[bytes], separator: bytes, max_bytes: int) -> Iterator[bytes 
                 else _checked(piece, max_bytes)
             )
             dropped = 0
-        if len(rest) > max_bytes:
-            # A separator may lie across two blocks.
-            keep = max(len(separator) - 1, 0)
-            dropped += len(rest) - keep
-            rest = rest[len(rest) - keep :]
+        # A separator may lie across two blocks: its first bytes may be the last ones here.
+        own = len(rest) - max(len(separator) - 1, 0)
+        if own > 0 and dropped + own > max_bytes:
+            dropped += own
+            rest = rest[own:]
     yield _too_long(dropped + len(rest), max_bytes, "document") if dropped else _checked(rest, max_bytes)
 
 

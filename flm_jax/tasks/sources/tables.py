@@ -1,32 +1,21 @@
 """Sources of binary records: Parquet and TFRecord."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from flm_jax.tasks.problems import Problem
 from flm_jax.tasks.sources import files
 from flm_jax.tasks.sources.base import Document, chosen
-from flm_jax.tasks.sources.file_source import FileSource, Raw
+from flm_jax.tasks.sources.file_source import FieldsSource, Raw
 
 _ROWS = 256  # at a time
 _TFRECORD_FRAME = 16  # bytes of length and checksums around a record
 
 
 @dataclass(frozen=True)
-class Parquet(FileSource):
-    """Parquet files, a document a row.
-
-    Attributes:
-        fields: feature -> column; None: the document is the row as it is (see `JsonLines`).
-    """
-
-    fields: Mapping[str, str] | None = field(default_factory=lambda: {"targets": "text"})
-
-    @property
-    def features(self) -> tuple[str, ...] | None:
-        """The keys of every document."""
-        return None if self.fields is None else tuple(self.fields)
+class Parquet(FieldsSource):
+    """Parquet files, a document a row; a field is a column."""
 
     def document(self, raw: Any) -> Document:
         """The document of a row."""
@@ -73,20 +62,11 @@ class Parquet(FileSource):
 
 
 @dataclass(frozen=True)
-class TFRecord(FileSource):
+class TFRecord(FieldsSource):
     """TFRecord files of `tf.train.Example`, plain or gzip (`.gz`). Reading imports TensorFlow.
 
-    Attributes:
-        fields: feature -> key of the example; None: all of them (see `JsonLines`), a single value as itself and
-            several as a list.
+    A field is a key of the example. With `fields` None a single value is itself, and several are a list.
     """
-
-    fields: Mapping[str, str] | None = field(default_factory=lambda: {"targets": "text"})
-
-    @property
-    def features(self) -> tuple[str, ...] | None:
-        """The keys of every document."""
-        return None if self.fields is None else tuple(self.fields)
 
     def document(self, raw: Any) -> Document:
         """The document of a serialized example."""
