@@ -7,12 +7,8 @@ here the whole document goes, so that no document has a hole.
 """
 
 import functools
-import glob
-import gzip
 import hashlib
 import json
-import os
-import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -21,6 +17,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from flm_jax.tasks.ngrams import Units, definition, units
+from flm_jax.tasks.sources.files import DamagedError, find_all, open_file, open_stored, stamp
 
 
 @dataclass(frozen=True)
@@ -32,7 +29,8 @@ class Decontamination:
     ordinary language and are counted by `summary`. The files are read once per process, at the first document.
 
     Attributes:
-        files: the evaluation data, JSON lines, plain or gzip (by the suffix `.gz`): a glob pattern or several.
+        files: the evaluation data, JSON lines, plain, gzip or zstd, here or in the cloud as the files of a source: a
+            glob pattern or several.
         fields: the keys of each object whose texts count, e.g. `("question", "choices")`; lists and objects below
             them are searched for strings. None: every string of the object.
         n: units of an n-gram.
@@ -99,22 +97,15 @@ class Decontamination:
 
         Raises:
             FileNotFoundError: a pattern matches no file.
+            ValueError: a file's name is not UTF-8.
         """
-        paths = []
-        for pattern in self.files:
-            found = sorted(glob.glob(os.path.expanduser(pattern), recursive=True))
-            if not found:
-                raise FileNotFoundError(
-                    f"expected at least one evaluation file, found none that matches {pattern!r} (in "
-                    f"{os.getcwd()}): change the gin binding `Decontamination.files`"
-                )
-            paths += found
+        paths = find_all(self.files, "the evaluation data", "`Decontamination.files`")
         if not paths:
             raise FileNotFoundError(
                 "expected at least one evaluation file, found no pattern: set the gin binding "
                 "`Decontamination.files`"
             )
-        return list(dict.fromkeys(paths))
+        return paths
 
 
 class _Hashes:
@@ -240,25 +231,26 @@ def _index(settings: Decontamination) -> _Index:
 
 def _texts(path: str, fields: Sequence[str] | None, seen_fields: set[str]) -> Iterator[str]:
     """The strings of each object of a file; the fields that were there are added to `seen_fields`."""
-    with gzip.open(path, "rb") if path.endswith(".gz") else open(path, "rb") as file:
-        place = f"{path}:1"
-        try:
+    place = f"{path}:1"
+    try:
+        with open_file(path) as file:
             for number, line in enumerate(file, start=1):
                 place = f"{path}:{number}"
                 if not line.strip():
                     continue
-                record = json.loads(line.decode("utf-8"))
+                # A file may begin with a byte order mark.
+                record = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
                 if not isinstance(record, dict):
                     raise ValueError(f"expected a JSON object, found {type(record).__name__}")
                 if fields is not None:
                     record = {key: record[key] for key in fields if key in record}
                     seen_fields.update(record)
                 yield from _strings(record)
-        except (ValueError, RecursionError, EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise ValueError(
-                f"{place}: the evaluation data cannot be read ({error}). Every line must be a JSON "
-                "object: mend the file, or change the gin binding `Decontamination.files`"
-            ) from error
+    except (ValueError, RecursionError, DamagedError) as error:
+        raise ValueError(
+            f"{place}: the evaluation data cannot be read ({error}). Every line must be a JSON "
+            "object: mend the file, or change the gin binding `Decontamination.files`"
+        ) from error
 
 
 def _strings(value: Any) -> Iterator[str]:
@@ -270,5 +262,6 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def _stamp(path: str) -> dict[str, Any]:
-    with open(path, "rb") as file:
-        return {"bytes": os.stat(path).st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    with open_stored(path) as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+    return {"bytes": stamp(path)["bytes"], "sha256": digest}

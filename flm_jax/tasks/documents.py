@@ -105,7 +105,7 @@ def read_documents(
             text, examples = found
             reason = has_no_room(examples) if has_no_room else None
         except Problem as problem:
-            problems.add(record.place, str(problem))
+            problems.add(record.place, str(problem), problem.records)
             continue
         except Exception as error:
             raise ValueError(f"task {task.name!r} failed at {record.place}: {error!r}") from error

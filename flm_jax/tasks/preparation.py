@@ -278,9 +278,10 @@ def _existing_report(settings: Settings, split: str, number: int) -> ShardReport
 
 
 def _check_share(settings: Settings, problems: Problems, records: int) -> None:
-    if problems.count > settings.max_bad_share * records:
+    records += problems.records - problems.count  # a damaged file is one place, and many records
+    if problems.records > settings.max_bad_share * records:
         raise ValueError(
             f"expected at most {settings.max_bad_share:.1%} of the records of task {settings.task.name!r} to be "
-            f"unreadable, found {problems.count:,} of {records:,}: mend them, or raise the gin binding "
+            f"unreadable, found {problems.records:,} of {records:,}: mend them, or raise the gin binding "
             f"`prepare.max_bad_share`\n{problems.report()}"
         )

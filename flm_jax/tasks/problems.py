@@ -8,7 +8,15 @@ KEPT = 20  # places of each kind; all are counted
 
 
 class Problem(ValueError):
-    """Why one record gives no document, in words, e.g. `Problem("field 'text' is missing")`."""
+    """Why a record gives no document, in words, e.g. `Problem("field 'text' is missing")`.
+
+    Attributes:
+        records: about how many records are lost; more than one where a file breaks off.
+    """
+
+    def __init__(self, reason: str, records: int = 1) -> None:
+        super().__init__(reason)
+        self.records = records
 
 
 @dataclass
@@ -43,7 +51,10 @@ class Tally:
 class Problems(Tally):
     """What could not be read (this tally itself), and what was noticed or removed, by kind.
 
+    `count` is that of places.
+
     Attributes:
+        records: about how many records are lost there; above `count` where files break off.
         noticed: kind to its tally: odd, and kept.
         removed: kind to its tally: what cleaning took out, because it was asked to.
         changed: kind to the number of documents that cleaning changed.
@@ -51,12 +62,18 @@ class Problems(Tally):
 
     def __init__(self) -> None:
         super().__init__()
+        self.records = 0
         self.noticed: dict[str, Tally] = {}
         self.removed: dict[str, Tally] = {}
         self.changed: dict[str, int] = {}
         # What stopped the reading altogether. seqio runs a source inside TensorFlow, which replaces an exception by
         # one of its own: whoever ran it raises this one again.
         self.failure: BaseException | None = None
+
+    def add(self, place: str, reason: str, records: int = 1) -> None:
+        """One more place, where about so many records are lost."""
+        super().add(place, reason)
+        self.records += records
 
     def notice(self, kind: str, place: str, reason: str) -> None:
         """Records what is odd and kept."""
@@ -73,6 +90,7 @@ class Problems(Tally):
     def include(self, later: Tally) -> None:
         """All of another's."""
         super().include(later)
+        self.records += later.records if isinstance(later, Problems) else later.count
         if isinstance(later, Problems):
             for mine, theirs in ((self.noticed, later.noticed), (self.removed, later.removed)):
                 for kind, tally in theirs.items():
@@ -84,8 +102,9 @@ class Problems(Tally):
         """In words, one place a line; an empty string when there is nothing to say."""
         lines = []
         if self.count:
-            was = "was" if self.count == 1 else "were"
-            lines += [f"{_number(self.count)} could not be read and {was} left out:", *self.lines()]
+            was = "was" if self.records == 1 else "were"
+            about = "" if self.records == self.count else "about "
+            lines += [f"{about}{_number(self.records)} could not be read and {was} left out:", *self.lines()]
         for kind, tally in self.noticed.items():
             lines += [f"{_number(tally.count)} noticed, and kept ({kind}):", *tally.lines()]
         for kind, tally in self.removed.items():
@@ -97,6 +116,7 @@ class Problems(Tally):
         """Plain JSON values."""
         return {
             "count": self.count,
+            "records": self.records,
             "places": self.places,
             "noticed": {kind: asdict(tally) for kind, tally in self.noticed.items()},
             "removed": {kind: asdict(tally) for kind, tally in self.removed.items()},
@@ -108,6 +128,7 @@ class Problems(Tally):
         """The inverse of `to_json`."""
         problems = Problems()
         problems.count, problems.places = values["count"], list(values["places"])
+        problems.records = values.get("records", problems.count)
         problems.noticed = {kind: Tally(**tally) for kind, tally in values.get("noticed", {}).items()}
         problems.removed = {kind: Tally(**tally) for kind, tally in values.get("removed", {}).items()}
         problems.changed = dict(values.get("changed", {}))

@@ -1,6 +1,5 @@
 """A fair sample of text for training a tokenizer: a bounded number of bytes, balanced over languages."""
 
-import glob
 import heapq
 import os
 import random
@@ -12,6 +11,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from flm_jax.tasks.sources import JsonLines, PlainText, Problems
+from flm_jax.tasks.sources import files as files_of
 
 # sentencepiece leaves out lines above 4,192 bytes: documents are cut below that (a character has up to 4
 # bytes).
@@ -157,18 +157,17 @@ def _bytes(text: str) -> int:
 
 
 def _files(pattern: str) -> list[str]:
-    if os.path.isfile(pattern):
-        return [pattern]
-    found = sorted(filter(os.path.isfile, glob.glob(os.path.expanduser(pattern), recursive=True)))
+    found = files_of.find(pattern)
     if not found:
         raise _missing(pattern)
     return found
 
 
 def _size(path: str | Path) -> int:
-    if not os.path.isfile(path):
+    size: int | None = files_of.stamp(str(path))["bytes"]
+    if size is None:
         raise _missing(path)
-    return os.path.getsize(path)
+    return size
 
 
 def _missing(path: str | Path) -> FileNotFoundError:
@@ -176,10 +175,9 @@ def _missing(path: str | Path) -> FileNotFoundError:
 
 
 def _texts(path: str, field: str, problems: Problems) -> Iterator[str]:
-    pattern = glob.escape(path)  # a source takes patterns, this is one file's name
     source: JsonLines | PlainText
     if {".jsonl", ".json"} & set(Path(path).suffixes[-2:]):
-        source = JsonLines(pattern, fields={"targets": field})
+        source = JsonLines(path, fields={"targets": field})
     else:
-        source = PlainText(pattern)
+        source = PlainText(path)
     return (document["targets"] for document in source.read("train", problems))

@@ -55,9 +55,11 @@ def fill(template: str, record: Mapping[str, Any]) -> str:
     """The template with the record's fields, which hold text or numbers.
 
     Raises:
-        Problem: a field is missing, blank, or something else.
+        Problem: a field is missing, blank, something else, or does not fit its format.
     """
-    for _, path, _, _ in _FORMATTER.parse(template):
+    parts = []
+    for literal, path, form, conversion in _FORMATTER.parse(template):
+        parts.append(literal)
         if path is None:
             continue
         value = look_up(record, path)
@@ -65,4 +67,11 @@ def fill(template: str, record: Mapping[str, Any]) -> str:
             raise Problem(f"expected text or a number in field {path!r}, found {type(value).__name__}")
         if isinstance(value, str) and not value.strip():
             raise Problem(f"field {path!r} is empty")
-    return template.format_map(record)
+        field = f"{{{path}{f'!{conversion}' if conversion else ''}{f':{form}' if form else ''}}}"
+        try:
+            parts.append(field.format_map(record))
+        except (ValueError, OverflowError, LookupError, AttributeError, TypeError) as error:
+            raise Problem(
+                f"field {path!r} does not fit {field!r}, found {str(value)[:60]!r} ({error})"
+            ) from error
+    return "".join(parts)

@@ -58,7 +58,9 @@ def test_every_kind_is_counted_with_its_place_and_the_rest_is_unharmed(
 ) -> None:  # fmt: skip
     task = Corpus("bad", JsonLines(str(folder / "*.jsonl*")))
     out = tmp_path_factory.mktemp("out")
-    manifest = prepare([task], vocabulary, 64, out)["bad"]
+    with pytest.raises(ValueError, match=r"expected at most 10\.0% .* to be unreadable, found 1,"):
+        prepare([task], vocabulary, 64, out)  # of the file that breaks off it is not known how much is lost
+    manifest = prepare([task], vocabulary, 64, out, max_bad_share=0.6)["bad"]
     assert manifest.problems["count"] == 6
     places = "\n".join(manifest.problems["places"])
     for expected in (
@@ -66,7 +68,7 @@ def test_every_kind_is_counted_with_its_place_and_the_rest_is_unharmed(
         "a.jsonl:3: field 'text' is missing (found ['body'])",
         "b_empty.jsonl: the file is empty",
         "d_long.jsonl:2: a line of 50,000,013 bytes, more than max_record_bytes = 33,554,432",
-        "f_gone.jsonl: the file has disappeared since it was found",
+        "f_gone.jsonl: the file has disappeared since it was found; how many records are lost is unknown",
     ):
         assert f"{folder}/{expected}" in places
     assert "e_truncated.jsonl.gz:" in places and "the file is damaged and was read up to here" in places
@@ -74,9 +76,9 @@ def test_every_kind_is_counted_with_its_place_and_the_rest_is_unharmed(
     assert noticed["one character or none"]["places"] == [f"{folder}/c.jsonl:1: 'x'"]
     assert noticed["null character"]["places"] == [f"{folder}/c.jsonl:2: at character 4"]
     told = capsys.readouterr().err
-    assert (
-        "bad: 6 documents could not be read and were left out:\n" in told and "a.jsonl:2: not UTF-8" in told
-    )
+    lost = manifest.problems["records"]
+    assert f"bad: about {lost:,} documents could not be read and were left out:\n" in told
+    assert "a.jsonl:2: not UTF-8" in told
     assert "1 document noticed, and kept (null character):\n" in told
 
     found = set()
@@ -89,6 +91,9 @@ def test_every_kind_is_counted_with_its_place_and_the_rest_is_unharmed(
     assert {*GOOD, "x", "null\0inside", "before", "after", "first", "the last"} <= found
     truncated = [text for text in found if text.startswith("number ")]
     assert 100 < len(truncated) < 3000
+    # As many as were read of it (with "first"), and one for each of the other places.
+    assert lost == 5 + len(truncated) + 1
+    assert f"how many records are lost is unknown and counted as the {lost - 5:,} before" in places
     assert manifest.splits["train"].documents == len(found) == 9 + len(truncated)
 
 
@@ -171,7 +176,7 @@ def test_parquet(tmp_path: Path) -> None:
     )
     few = Problems()
     assert _texts(Parquet([str(tmp_path / "b.parquet"), str(tmp_path / "c.parquet")]), few) == []
-    assert few.places[0].startswith(f"{tmp_path}/b.parquet, row 1: the file is damaged")
+    assert few.places[0].startswith(f"{tmp_path}/b.parquet: the file is damaged")
     assert few.places[1].startswith(f"{tmp_path}/c.parquet, row 1: field 'text' is missing")
     whole = Parquet(str(tmp_path / "a.parquet"), fields=None)
     assert next(iter(whole.read("train", Problems()))) == {"text": "one", "id": 1}
@@ -200,14 +205,14 @@ def test_tfrecord(tmp_path: Path) -> None:
     assert _texts(TFRecord(str(tmp_path / "*.tfrecord")), problems) == ["二", "two", "二"]
     assert [place.split(": ")[0].removeprefix(f"{tmp_path}/") for place in problems.places] == [
         "a.tfrecord, record 2", "a.tfrecord, record 3",
-        "b.tfrecord, record 2", "b.tfrecord, record 3", "b.tfrecord, record 4",
+        "b.tfrecord, record 2", "b.tfrecord, record 3", "b.tfrecord, record 3",
     ]  # fmt: skip
     whole = TFRecord(str(path), fields=None)
     assert next(iter(whole.read("train", Problems()))) == {"text": "二", "label": [1, 2]}
     os.symlink(tmp_path / "nothing", tmp_path / "c.tfrecord")
     gone = Problems()
     assert _texts(TFRecord(str(tmp_path / "c.tfrecord")), gone) == []
-    assert gone.places == [f"{tmp_path}/c.tfrecord: the file has disappeared since it was found"]
+    assert gone.places[0].startswith(f"{tmp_path}/c.tfrecord: the file has disappeared since it was found; ")
 
 
 ODD = [b'{"text": ' + b"1" * 5000 + b"}", b'{"text": NaN}', b'"\xed\xa0\x80"', b"\xef\xbb\xbf{}"]

@@ -75,7 +75,7 @@ def read(source: Source, split: str, problems: Problems) -> Iterator[Document]:
         try:
             document = source.document(record.raw)
         except Problem as problem:
-            problems.add(record.place, str(problem))
+            problems.add(record.place, str(problem), problem.records)
             continue
         yield document
 

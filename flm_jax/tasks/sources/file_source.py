@@ -1,7 +1,6 @@
 """A source of files: patterns, splits, and documents held out."""
 
 import abc
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
@@ -77,18 +76,10 @@ class FileSource(abc.ABC):
 
         Raises:
             FileNotFoundError: a pattern matches no file.
+            ValueError: a file's name is not UTF-8.
         """
-        paths = []
-        for pattern in self._patterns()[split]:
-            found = files_of.find(pattern)
-            if not found:
-                raise FileNotFoundError(
-                    f"expected at least one file for the split {split!r}, found none that matches "
-                    f"{pattern!r} (in {os.getcwd()}): change the gin binding `{type(self).__name__}.files`, or "
-                    "the macro that feeds it (FILES, EN_FILES, ...)"
-                )
-            paths += found
-        return list(dict.fromkeys(paths))
+        binding = f"`{type(self).__name__}.files`, or the macro that feeds it (FILES, EN_FILES, ...)"
+        return files_of.find_all(self._patterns()[split], f"the split {split!r}", binding)
 
     def records(self, split: str, after: Position = START) -> Iterator[Record]:
         """The records of a split behind a position, file by file.
@@ -123,21 +114,30 @@ class FileSource(abc.ABC):
         return {"type": type(self).__name__, **settings, "files": files}
 
     def _file(self, path: str) -> Iterator[Raw]:
-        """The records of one file; a problem in place of a file that is empty or has disappeared."""
-        found = 0
+        """The records of one file; a problem where it breaks off, and if it is empty or has disappeared."""
+        found, place = 0, path
         try:
             for raw in self._raw(path):
-                found += 1
+                found, place = found + 1, raw.place
                 yield raw
         except FileNotFoundError:
-            yield Raw(path, Problem("the file has disappeared since it was found"), 0)
+            gone = "the file has disappeared since it was found; how many records are lost is unknown"
+            yield Raw(path, Problem(gone), 0)
+            return
+        except files_of.DamagedError as error:
+            yield Raw(place, error.problem(found), 0)
             return
         if not found:
             yield Raw(path, Problem("the file is empty"), 0)
 
     @abc.abstractmethod
     def _raw(self, path: str) -> Iterator[Raw]:
-        """The records of one file."""
+        """The records of one file.
+
+        Raises:
+            FileNotFoundError: it has disappeared.
+            files.DamagedError: it breaks off.
+        """
 
     @property
     @abc.abstractmethod
@@ -147,3 +147,20 @@ class FileSource(abc.ABC):
     @abc.abstractmethod
     def document(self, raw: Any) -> Document:
         """The document of a record."""
+
+
+@dataclass(frozen=True)
+class FieldsSource(FileSource):
+    """Records with fields, some of which are a document's features.
+
+    Attributes:
+        fields: feature -> field, e.g. `{"inputs": "prompt", "targets": "response"}`. None: the document is the record
+            as it is, for a task that knows its format (`dialogues`, `teacher`).
+    """
+
+    fields: Mapping[str, str] | None = field(default_factory=lambda: {"targets": "text"})
+
+    @property
+    def features(self) -> tuple[str, ...] | None:
+        """The keys of every document."""
+        return None if self.fields is None else tuple(self.fields)

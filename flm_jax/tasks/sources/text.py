@@ -1,31 +1,23 @@
 """Sources of text files: JSON lines and plain text."""
 
+import codecs
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from flm_jax.tasks.problems import Problem
 from flm_jax.tasks.sources import files
 from flm_jax.tasks.sources.base import Document, chosen
-from flm_jax.tasks.sources.file_source import FileSource, Raw
+from flm_jax.tasks.sources.file_source import FieldsSource, FileSource, Raw
 
 
 @dataclass(frozen=True)
-class JsonLines(FileSource):
-    """One JSON object a line, plain, gzip or zstd (by the suffixes `.gz` and `.zst`).
+class JsonLines(FieldsSource):
+    """One JSON object a line, plain, gzip or zstd (by the suffixes `.gz` and `.zst`); a field is a key of it.
 
-    Attributes:
-        fields: feature -> key of the JSON object, e.g. `{"inputs": "prompt", "targets": "response"}`. None: the
-            document is the object as it is, for a task that knows its format (`dialogues`, `teacher`).
+    Example: `JsonLines("en/*.jsonl.gz", fields={"inputs": "prompt", "targets": "response"})`.
     """
-
-    fields: Mapping[str, str] | None = field(default_factory=lambda: {"targets": "text"})
-
-    @property
-    def features(self) -> tuple[str, ...] | None:
-        """The keys of every document."""
-        return None if self.fields is None else tuple(self.fields)
 
     def document(self, raw: Any) -> Document:
         """The document of a line."""
@@ -46,6 +38,8 @@ class JsonLines(FileSource):
     def _raw(self, path: str) -> Iterator[Raw]:
         with files.open_file(path) as file:
             for number, line in enumerate(files.lines(file, self.max_record_bytes), start=1):
+                if number == 1 and isinstance(line, bytes):
+                    line = line.removeprefix(codecs.BOM_UTF8)
                 if isinstance(line, Problem) or line.strip():
                     yield Raw(f"{path}:{number}", line, 0 if isinstance(line, Problem) else len(line))
 
@@ -56,7 +50,8 @@ class PlainText(FileSource):
 
     Attributes:
         separator: what stands between two documents of a file, e.g. `"\n\n"` or `"<|endoftext|>"`; it belongs
-            to neither. Empty: each file is one document.
+            to neither. Empty: each file is one document. It is looked for as it is: an empty line in a file with
+            Windows's line ends is `"\r\n\r\n"`, and `"\n\n"` does not cut such a file.
     """
 
     separator: str = ""
@@ -76,10 +71,17 @@ class PlainText(FileSource):
             raise Problem(f"not UTF-8 (byte {error.start} of the document)") from error
 
     def _raw(self, path: str) -> Iterator[Raw]:
-        with files.open_file(path) as file:
-            pieces = files.pieces(file, self.separator.encode("utf-8"), self.max_record_bytes)
-            for number, piece in enumerate(pieces, start=1):
-                # Blank at a separator at the end, for example: there is no text to lose.
-                if isinstance(piece, Problem) or piece.strip():
-                    size = 0 if isinstance(piece, Problem) else len(piece)
-                    yield Raw(f"{path}, document {number}", piece, size)
+        try:
+            with files.open_file(path) as file:
+                pieces = files.pieces(file, self.separator.encode("utf-8"), self.max_record_bytes)
+                for number, piece in enumerate(pieces, start=1):
+                    if number == 1 and isinstance(piece, bytes):
+                        piece = piece.removeprefix(codecs.BOM_UTF8)
+                    # Blank at a separator at the end, for example: there is no text to lose.
+                    if isinstance(piece, Problem) or piece.strip():
+                        size = 0 if isinstance(piece, Problem) else len(piece)
+                        yield Raw(f"{path}, document {number}", piece, size)
+        except files.DamagedError as error:
+            if self.separator:
+                raise
+            yield Raw(path, Problem(f"the file is damaged and its end is lost ({error.reason})"), 0)
