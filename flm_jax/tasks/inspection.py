@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,14 @@ from tqdm import tqdm
 
 from flm_jax.tasks import duplicate_search
 from flm_jax.tasks.corpora import Task
-from flm_jax.tasks.documents import Read, read_documents
+from flm_jax.tasks.documents import read_documents, signatures
 from flm_jax.tasks.examples import Example, tokenize
 from flm_jax.tasks.manifest import SplitManifest, read_manifest
 from flm_jax.tasks.prepared import prepared_tasks
 from flm_jax.tasks.problems import Problems
 from flm_jax.tasks.scripts import script_counts
 from flm_jax.tasks.shards import write_json
-from flm_jax.tasks.sources import TRAIN, FileSource
+from flm_jax.tasks.sources import TRAIN, FileSource, Record
 from flm_jax.tasks.vocabulary import Vocabulary
 
 _SHOWN = 240  # characters of a sample's text
@@ -158,15 +158,13 @@ def _inspect(
         patterns = task.source.fingerprint()["files"]
         found.files = {path: stamp["bytes"] for path, stamp in patterns.get(split, patterns[TRAIN]).items()}
     records = task.source.records(split)
-    taken = list(
-        tqdm(itertools.islice(records, num_documents), desc=task.name, unit=" records", disable=None)
-    )
-    found.records, found.is_all = len(taken), next(records, None) is None
-    dropped = duplicate_search.in_memory(task, taken)
-    scripts, histogram, documents = Counter[str](), Counter[int](), list[Read]()
+    taken = tqdm(itertools.islice(records, num_documents), desc=task.name, unit=" records", disable=None)
+    dropped: duplicate_search.Dropped = {}
+    scripts, histogram, spread = Counter[str](), Counter[int](), _Spread(num_samples)
     counts = found.counts
-    for document in read_documents(task, taken, found.problems, dropped):
-        documents.append(document)
+    looked_at = _with_duplicates(task, _counted(taken, found), dropped)
+    for document in read_documents(task, looked_at, found.problems, dropped):
+        spread.add(document.examples[0])
         counts.documents += 1
         counts.characters += len(document.text)
         scripts.update(script_counts(document.text))
@@ -183,11 +181,55 @@ def _inspect(
     counts.scripts = dict(scripts)
     counts.tokens_per_document = {str(1 << power): histogram[power] for power in sorted(histogram)}
     counts.removed = {kind: tally.count for kind, tally in found.problems.removed.items()}
-    spread = [
-        documents[index * len(documents) // num_samples] for index in range(min(num_samples, len(documents)))
-    ]
-    found.samples = [_shown(document.examples[0]) for document in spread if document.examples]
+    found.is_all = next(records, None) is None
+    found.samples = [_shown(example) for example in spread.chosen()]
     return found
+
+
+def _counted(records: Iterable[Record], found: Inspection) -> Iterator[Record]:
+    for record in records:
+        found.records += 1
+        yield record
+
+
+def _with_duplicates(
+    task: Task, records: Iterable[Record], dropped: duplicate_search.Dropped
+) -> Iterator[Record]:
+    """The records, each of which is put into `dropped` before it is handed on if it repeats an earlier one.
+
+    Keeps signatures and places, no documents.
+    """
+    looking = [(step, step.index()) for step in duplicate_search.steps(task)]
+    places: list[str] = []
+    for index, record in enumerate(records):
+        if looking:
+            places.append(record.place)
+            for _, _, signed in signatures(task, [record]):
+                for (step, known), signature in zip(looking, signed, strict=True):
+                    first = known.first(signature, index)
+                    if first is not None:
+                        dropped[index] = (step.kind, f"repeats {places[first]}")
+                        break
+        yield record
+
+
+class _Spread:
+    """A few examples, evenly spread over all that are added; at most twice as many are held."""
+
+    def __init__(self, number: int) -> None:
+        self._number, self._stride, self._added = number, 1, 0
+        self._held: list[Example] = []
+
+    def add(self, example: Example) -> None:
+        if self._number and self._added % self._stride == 0:
+            self._held.append(example)
+            if len(self._held) > 2 * self._number:
+                self._held, self._stride = self._held[::2], 2 * self._stride
+        self._added += 1
+
+    def chosen(self) -> list[Example]:
+        held, number = self._held, min(self._number, len(self._held))
+        return [held[index * len(held) // number] for index in range(number)]
 
 
 def _shown(example: Example) -> list[dict[str, str]]:

@@ -1,10 +1,13 @@
+import itertools
 import json
+import tracemalloc
 from pathlib import Path
 
 import pytest
 
 from flm_jax import cli
 from flm_jax.tasks.corpora import Corpus, Instructions
+from flm_jax.tasks.duplicates import Exact
 from flm_jax.tasks.inspection import inspect
 from flm_jax.tasks.prepare import prepare
 from flm_jax.tasks.sources import JsonLines
@@ -76,3 +79,30 @@ def test_from_the_command_line(
     assert cli.main(["data", "inspect", f"--prepared_dir={tmp_path}/nothing"]) == 2
     assert cli.main(["data", "inspect"]) == 2
     assert "give --gin_file with the data, or --prepared_dir" in capsys.readouterr().err
+
+
+def test_no_more_than_a_few_documents_are_held(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text(
+        "".join(json.dumps({"text": f"{number} " + "x" * 20_000}) + "\n" for number in range(2000))
+    )
+    task = Corpus("x", JsonLines(str(path)), cleaning=[Exact()])
+    tracemalloc.start()
+    (found,) = inspect([task], num_documents=None, num_samples=4)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert found.records == found.counts.documents == 2000
+    assert peak < 10e6  # of 40 MB
+    numbers = [int(sample[0]["learnt"].split()[0]) for sample in found.samples]
+    assert numbers[0] == 0 and all(300 < b - a < 700 for a, b in itertools.pairwise(numbers))
+
+
+def test_repeats_are_found_as_they_pass(tmp_path: Path) -> None:
+    path = write_jsonl(
+        tmp_path / "x.jsonl", [{"text": text} for text in ("one a", "two b", "one a", "two b")]
+    )
+    task = Corpus("x", JsonLines(str(path)), cleaning=[Exact()])
+    (found,) = inspect([task], num_documents=None, num_samples=9)
+    assert found.counts.documents == len(found.samples) == 2
+    (tally,) = found.problems.removed.values()
+    assert tally.places == [f"{path}:3: repeats {path}:1", f"{path}:4: repeats {path}:2"]

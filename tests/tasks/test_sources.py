@@ -138,6 +138,7 @@ def test_tfds_reads_fields_and_reports_what_is_wrong() -> None:
     tfds = pytest.importorskip("tensorflow_datasets")
     examples = [{"body": b"one"}, {"body": b"\xff"}, {"title": b"x"}, {"body": "二".encode()}]
     with mock.patch.object(tfds, "load") as load, mock.patch.object(tfds, "as_numpy", return_value=examples):
+        load.return_value = (None, None)
         problems = Problems()
         source = Tfds("wiki/1.0.0", {"train": "train[:9]"}, {"targets": "body"})
         assert [document["targets"] for document in source.read("train", problems)] == ["one", "二"]

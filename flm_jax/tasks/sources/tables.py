@@ -1,6 +1,6 @@
 """Sources of binary records: Parquet and TFRecord."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,6 +8,7 @@ from flm_jax.tasks.problems import Problem
 from flm_jax.tasks.sources import files
 from flm_jax.tasks.sources.base import Document, chosen
 from flm_jax.tasks.sources.file_source import FieldsSource, Raw
+from flm_jax.tasks.sources.values import num_bytes
 
 _ROWS = 256  # at a time
 _TFRECORD_FRAME = 16  # bytes of length and checksums around a record
@@ -55,7 +56,7 @@ class Parquet(FieldsSource):
     def _checked(self, place: str, row: Any) -> Raw:
         if isinstance(row, Problem):
             return Raw(place, row, 0)
-        if (size := _size(row)) <= self.max_record_bytes:
+        if (size := num_bytes(row)) <= self.max_record_bytes:
             return Raw(place, row, size)
         reason = f"a row of {size:,} bytes, more than max_record_bytes = {self.max_record_bytes:,}"
         return Raw(place, Problem(reason), size)
@@ -122,17 +123,6 @@ def _rows(batch: Any) -> Iterator[dict[str, Any] | Problem]:
             yield from batch.slice(number, 1).to_pylist()
         except UnicodeDecodeError as error:
             yield Problem(f"not UTF-8 (byte {error.start} of a value)")
-
-
-def _size(row: Any) -> int:
-    """About how many bytes a row has."""
-    if isinstance(row, str | bytes):
-        return len(row)
-    if isinstance(row, Mapping):
-        return sum(_size(value) for value in row.values())
-    if isinstance(row, list):
-        return sum(map(_size, row))
-    return 8
 
 
 def _value(key: str, feature: Any) -> Any:

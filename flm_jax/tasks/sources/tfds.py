@@ -6,6 +6,7 @@ from typing import Any
 
 from flm_jax.tasks.problems import Problem, Problems
 from flm_jax.tasks.sources.base import START, TRAIN, Document, Position, Record, check_split, chosen, read
+from flm_jax.tasks.sources.values import num_bytes, plain
 
 
 @dataclass(frozen=True)
@@ -30,17 +31,23 @@ class Tfds:
         return None if self.fields is None else tuple(self.fields)
 
     def records(self, split: str, after: Position = START) -> Iterator[Record]:
-        """The examples of a split in TFDS's own order. Imports TensorFlow."""
+        """The examples of a split in TFDS's own order; a problem where its files break off. Imports TensorFlow.
+
+        Raises:
+            FileNotFoundError: the data set was never built.
+        """
+        import tensorflow as tf
         import tensorflow_datasets as tfds
 
         check_split(split, self.splits)
         try:
-            examples = tfds.load(
+            examples, info = tfds.load(
                 self.name,
                 split=self.splits[split],
                 data_dir=self.data_dir,
                 shuffle_files=False,
                 download=False,
+                with_info=True,
                 read_config=tfds.ReadConfig(interleave_cycle_length=1),
             )
         except AssertionError as error:  # how TFDS says that a data set was never built
@@ -48,22 +55,26 @@ class Tfds:
                 f"expected the TFDS data set {self.name!r} to be on disk, found none: {error} Build it first, "
                 "or change the gin bindings `Tfds.name` and `Tfds.data_dir`"
             ) from error
-        for number, example in enumerate(tfds.as_numpy(examples)):
+        number, part = 0, self.splits[split]
+        try:
+            for example in tfds.as_numpy(examples):
+                if number >= after.overall:
+                    place, end = f"{self.name} {part}, example {number}", Position(0, number + 1, number + 1)
+                    yield Record(place, example, num_bytes(example), end)
+                number += 1
+        except (tf.errors.DataLossError, tf.errors.NotFoundError) as error:
             if number >= after.overall:
-                place = f"{self.name} {self.splits[split]}, example {number}"
-                size = sum(len(value) for value in example.values() if isinstance(value, bytes))
-                yield Record(place, example, size, Position(0, number + 1, number + 1))
+                lost = info.splits[part].num_examples - number
+                reason = f"its files are damaged ({error.message}); {lost:,} examples are lost"
+                end = Position(0, number + 1, number + 1)
+                yield Record(f"{self.name} {part}, example {number}", Problem(reason, lost), 0, end)
 
     def document(self, raw: Any) -> Document:
         """The document of an example."""
-        try:
-            values = {
-                key: value.decode("utf-8") if isinstance(value, bytes) else _plain(value)
-                for key, value in raw.items()
-            }
-        except UnicodeDecodeError as error:
-            raise Problem(f"not UTF-8 (byte {error.start}: {error})") from error
-        return chosen(values, self.fields)
+        if isinstance(raw, Problem):
+            raise raw
+        wanted = raw if self.fields is None else [key for key in raw if key in self.fields.values()]
+        return chosen({key: plain(raw[key], key) for key in wanted}, self.fields)
 
     def read(self, split: str, problems: Problems) -> Iterator[Document]:
         """The documents of a split; what cannot be read is recorded in `problems`."""
@@ -72,8 +83,3 @@ class Tfds:
     def fingerprint(self) -> dict[str, Any]:
         """The settings; a data set of TFDS is identified by its name and version."""
         return {"type": type(self).__name__, **asdict(self)}
-
-
-def _plain(value: Any) -> Any:
-    """A number or a list of numpy's as Python's."""
-    return value.tolist() if hasattr(value, "tolist") else value
