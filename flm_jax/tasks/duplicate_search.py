@@ -14,7 +14,7 @@ from flm_jax.tasks.corpora import Task
 from flm_jax.tasks.documents import Duplicates, signatures
 from flm_jax.tasks.problems import KEPT
 from flm_jax.tasks.shards import Shard, no_room, shard_name
-from flm_jax.tasks.sources import TRAIN, Record
+from flm_jax.tasks.sources import TRAIN
 from flm_jax.tasks.vocabulary import Vocabulary
 
 # Of one shard: index of a record in it to the kind and the reason.
@@ -101,20 +101,6 @@ def find(task: Task, signed: Iterator[Signed]) -> dict[str, dict[int, Dropped]]:
                 place = _place(origins[first >> 32], first & 0xFFFFFFFF) if told[step.kind] <= KEPT else ""
                 mine[index] = (step.kind, f"repeats {place}")
                 break
-    return dropped
-
-
-def in_memory(task: Task, records: Sequence[Record]) -> Dropped:
-    """The duplicates among a few records."""
-    looking = [(step, step.index()) for step in steps(task)]
-    dropped: Dropped = {}
-    if looking:
-        for index, _, found in signatures(task, records):
-            for (step, known), signature in zip(looking, found, strict=True):
-                first = known.first(signature, index)
-                if first is not None:
-                    dropped[index] = (step.kind, f"repeats {records[first].place}")
-                    break
     return dropped
 
 
