@@ -28,8 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if os.environ.get("FLM_TRACEBACK"):
             raise
         verb = " ".join(filter(None, (options.verb, getattr(options, "action", None))))
-        # gin adds lines that say which binding was at work; one mistake is one line here.
-        message = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
+        # gin adds lines that say which binding was at work; one mistake is one line here, but for lists.
+        message = re.sub(r"\n(?!  (?!In call))\s*", " ", str(error).strip())
         message = re.sub(r"(In call to configurable '\S+') \(<.*?>\)", r"(\1)", message)
         print(f"flm {verb}: error: {message} (FLM_TRACEBACK=1 shows where)", file=sys.stderr)
         return EXIT_USAGE
@@ -249,6 +249,10 @@ def _prepare(options: argparse.Namespace) -> int:
 
     from flm_jax.tasks import prepare
 
+    if not options.gin_file:
+        raise gin_setup.GinError(
+            "nothing says what to prepare: give --gin_file=gin_configs/data/..., or your own"
+        )
     _parse_gin(options)
     gin.get_configurable(prepare.prepare)(overwrite=options.overwrite)
     return 0

@@ -143,6 +143,9 @@ def inspect(
     if vocabulary is not None and Path(vocabulary).expanduser().is_file():
         opened = Vocabulary(vocabulary)
     chosen = [task for task in tasks if not names or task.name in names]
+    splits = sorted({each for task in chosen for each in task.source.splits})
+    if split not in splits:
+        raise ValueError(f"expected --split of {splits}, found {split!r}")
     return [
         _inspect(task, split, opened, num_documents, num_samples)
         for task in chosen

@@ -144,7 +144,8 @@ def _existing(directory: Path, definition: dict[str, Any], overwrite: bool) -> M
     raise FileExistsError(
         "\n  ".join(
             [
-                f"{directory} is there and differs from what was asked for; replace it with --overwrite:",
+                f"{directory} is there and differs from what was asked for; replace it with --overwrite, or give "
+                "another PREPARED_DIR:",
                 *shown,
             ]
         )

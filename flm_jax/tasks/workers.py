@@ -41,15 +41,30 @@ class Workers:
         self._context = multiprocessing.get_context("spawn")
         self._counter = self._context.Value("q", 0)
         self._told = 0
+        self._interrupted = False
+        self._handler: Any = None
 
     def __enter__(self) -> "Workers":
+        if threading.current_thread() is threading.main_thread():
+            self._handler = signal.signal(signal.SIGINT, self._interrupt)
         return self
+
+    def _interrupt(self, *signal_and_frame: Any) -> None:
+        # Noted too: what is raised within a callback of the garbage collector (jax has one) is lost.
+        self._interrupted = True
+        raise KeyboardInterrupt
+
+    def _check(self) -> None:
+        if self._interrupted:
+            raise KeyboardInterrupt
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
+        if self._handler is not None:
+            signal.signal(signal.SIGINT, self._handler)
 
     def map(self, function: Function, jobs: Iterator[Any]) -> Iterator[Any]:
         """The results in the order of the jobs, of which few more are taken than there are processes.
@@ -61,7 +76,7 @@ class Workers:
         taken = [job for job in (first, second) if job is not None]
         if self._num_workers == 1 or (second is None and self._pool is None):
             for job in _chained(taken, jobs):
-                yield function(self._local, job, self._advance)
+                yield function(self._local, job, self._advance_here)
             return
         waiting: deque[Future[Any]] = deque()
         try:
@@ -78,6 +93,10 @@ class Workers:
                 'calls prepare() must do so under `if __name__ == "__main__":`'
             ) from error
 
+    def _advance_here(self, documents: int) -> None:
+        self._check()
+        self._advance(documents)
+
     def _started(self) -> ProcessPoolExecutor:
         if self._pool is None:
             self._pool = ProcessPoolExecutor(
@@ -90,6 +109,7 @@ class Workers:
 
     def _result(self, future: Future[Any]) -> Any:
         while True:
+            self._check()
             try:
                 found = future.result(timeout=_SECONDS)
             except NotYet:

@@ -84,9 +84,12 @@ def scalars(new: Leg, found: Difference) -> dict[str, float]:
 def line(old: Leg, new: Leg, found: Difference, started: float) -> str:
     """For people; `started` is when the growth was, by `time.perf_counter`."""
     own = f"; {found.own_precision_gap:+.2e} in {new.config.dtype}" if new.config.dtype == "bfloat16" else ""
+    grown = f"grown from {old.config.num_params:,} to {new.config.num_params:,} parameters"
+    if not new.lineage.records[-1].operators:
+        grown = "the next stage begins, nothing grows; compared"
+    seconds = time.perf_counter() - started
     return (
-        f"step {new.lineage.step}: grown from {old.config.num_params:,} to {new.config.num_params:,} parameters in "
-        f"{time.perf_counter() - started:.1f} s; loss on the next batch {found.loss_before:.6f} before, "
+        f"step {new.lineage.step}: {grown} in {seconds:.1f} s; loss on the next batch {found.loss_before:.6f} before, "
         f"{found.loss_after:.6f} after (gap {found.gap:+.2e} nats, logits {found.logits:.1e} relative, "
         f"{found.precision}{own})"
     )

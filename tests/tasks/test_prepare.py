@@ -81,7 +81,7 @@ def test_preparing_again_keeps_what_is_the_same_and_refuses_what_is_not(
     assert (out / "corpus" / "manifest.json").stat().st_mtime_ns == stamp
     assert "already prepared, kept" in capsys.readouterr().out
 
-    with pytest.raises(FileExistsError, match=r"--overwrite:\s+length: prepared with 32, asked for 64"):
+    with pytest.raises(FileExistsError, match=r"PREPARED_DIR:\s+length: prepared with 32, asked for 64"):
         prepare([corpus], vocabulary, 64, out)
     assert prepare([corpus], vocabulary, 64, out, overwrite=True)["corpus"].length == 64
     assert read_manifest(out / "corpus").length == 64

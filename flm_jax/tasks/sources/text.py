@@ -32,7 +32,10 @@ class JsonLines(FieldsSource):
         except ValueError as error:  # a number of too many digits
             raise Problem(f"not JSON that can be read ({error})") from error
         if not isinstance(record, dict):
-            raise Problem(f"expected a JSON object, found {type(record).__name__}")
+            hint = "; of a file that is one array make one object a line: jq -c '.[]'" * isinstance(
+                record, list
+            )
+            raise Problem(f"expected a JSON object, found {type(record).__name__}{hint}")
         return chosen(record, self.fields)
 
     def _raw(self, path: str) -> Iterator[Raw]:
