@@ -114,8 +114,8 @@ def not_in_every_batch(plan: MixturePlan, history: History, step: int, end: int)
             turn = " of their group's turn" if segment.mixture.alternates else ""
             least = math.ceil(1 / min(of.share for of in missing.values()))
             lines.append(
-                f"from step {begins:,} on these tasks are not in every batch of {segment.batch_size:,} sequences, but "
-                f"in so many of {_COUNTED_BATCHES:,}{turn}: {counts}; all would be in batches of about {least:,}"
+                f"these tasks are not in every batch of {segment.batch_size:,} sequences as of step {begins:,}, but in "
+                f"so many of {_COUNTED_BATCHES:,}{turn}: {counts}; all would be in batches of about {least:,}"
             )
     return lines
 

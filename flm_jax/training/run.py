@@ -372,8 +372,8 @@ class Run:
             self.log.scalars(step, values)
             for name, found in tasks.items():
                 self.log.line(
-                    f"eval {step:>6}  {name}: loss {found.loss:.4f} nats/token, {found.bits_per_byte:.4f} bits/byte, "
-                    f"accuracy {found.accuracy:.1%} ({found.tokens:,} tokens)"
+                    f"eval {step:>6}  {name}: loss {found.loss:.4f} nats/token, {found.bits_per_byte:.4f} bits/byte "
+                    f"({found.tokens:,} tokens)"
                 )
 
 

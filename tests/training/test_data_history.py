@@ -174,8 +174,7 @@ def test_tasks_that_some_batches_lack_are_told() -> None:
         number = sum(task in batch for batch in batches)
         assert (f"{task} ({number})" in line) == (number < 1000)
     assert (
-        line.startswith("from step 0 on these tasks are not in every batch of 8 sequences")
-        and "en (1" in line
+        line.startswith("these tasks are not in every batch of 8 sequences as of step 0") and "en (1" in line
     )
     assert line.endswith("all would be in batches of about 100")
     assert lines(History.begin(shares, 128)) == []
