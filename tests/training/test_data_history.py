@@ -1,6 +1,7 @@
 """Changes of mixture and batch size in mid-run: allowed, recorded, and the same bits however the run was cut."""
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -180,8 +181,8 @@ def test_tasks_that_some_batches_lack_are_told() -> None:
     assert lines(History.begin(shares, 128)) == []
     # Of what is still to come, part by part.
     changed = History.begin(shares, 8).changed(10, 128, shares).changed(30, 4, {"en": 9, "zh": 1})
-    assert [line.split(" on")[0] for line in lines(changed)] == ["from step 0", "from step 30"]
-    assert [line.split(" on")[0] for line in lines(changed, 12)] == ["from step 30"]
+    assert [int(re.findall(r"as of step (\d+)", line)[0]) for line in lines(changed)] == [0, 30]
+    assert [int(re.findall(r"as of step (\d+)", line)[0]) for line in lines(changed, 12)] == [30]
     turns = Alternating({"language": {"en": 9, "zh": 1}, "teacher": "nli"}, (3, 1))
     (line,) = lines(History.begin(turns, 5))
     assert "of 1,000 of their group's turn: zh (500);" in line
