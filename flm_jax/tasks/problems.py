@@ -1,6 +1,5 @@
 """What was found wrong in the data, counted and with its places: nothing is dropped in silence."""
 
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -133,14 +132,6 @@ class Problems(Tally):
         problems.removed = {kind: Tally(**tally) for kind, tally in values.get("removed", {}).items()}
         problems.changed = dict(values.get("changed", {}))
         return problems
-
-    @staticmethod
-    def joined(parts: Iterable["Problems"]) -> "Problems":
-        """Those of all parts, in their order."""
-        together = Problems()
-        for part in parts:
-            together.include(part)
-        return together
 
 
 def _number(count: int) -> str:
