@@ -193,7 +193,6 @@ def test_what_is_lost_travels_with_the_problem() -> None:
     problems.add("a", "bad")
     problems.add("b", "damaged", 7)
     assert (problems.count, problems.records) == (2, 8)
-    assert Problems.joined([problems, problems]).records == 16
     assert Problems.from_json(problems.to_json()).records == 8
     assert Problems.from_json({"count": 3, "places": []}).records == 3  # of an older manifest
     assert problems.report().startswith("about 8 documents could not be read and were left out:\n")
