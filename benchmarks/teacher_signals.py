@@ -32,10 +32,10 @@ from flm_jax.tasks.vocabulary import Vocabulary, train_tokenizer_from_files
 
 LENGTH = 128
 LANGUAGE = {"en": 40.0, "zh": 60.0}
-SIGNALS = {"sentiment": 62.0, "ocnli": 19.0}  # beside 100 of language
+SIGNALS = {"sentiment": 120.0, "ocnli": 8.0}  # beside 100 of language
 LANGUAGE_ROWS = 32
 HELD_OUT_REVIEWS = 1_000  # half of them positive
-WEIGHT = 32  # of a label in the loss
+WEIGHT = 2  # of a label in the loss
 ARMS = ("both", "language")
 
 REVIEW = {"positive": "{text}\n这条评论是正面的。", "negative": None}
@@ -164,7 +164,7 @@ def main() -> int:
         parser.add_argument(f"--{name}", required=True, type=Path if name == "out" else str)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=600)
-    parser.add_argument("--more_steps", type=int, default=300)
+    parser.add_argument("--more_steps", type=int, default=450)
     parser.add_argument("--json")
     options = parser.parse_args()
     cores = sorted(os.sched_getaffinity(0))
