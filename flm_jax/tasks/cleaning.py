@@ -101,7 +101,7 @@ class Language:
         min_probability: the least joint probability of `languages`, in [0, 1].
 
     Raises:
-        ValueError: no languages, a code that the model does not have (at the first document), a probability that
+        ValueError: no languages, a code that the model does not have (when text is prepared), a probability that
             is none.
         ModuleNotFoundError: py3langid is not installed.
     """
@@ -126,21 +126,25 @@ class Language:
 
     def refusal(self, text: str) -> str | None:
         """Why the document is left out: the likeliest language and the probability of those asked for."""
+        ranked = self._identifier().rank(excerpt(text))
+        probability = sum(share for language, share in ranked if language in self.languages)
+        if probability >= self.min_probability:
+            return None
+        return f"{', '.join(self.languages)} have probability {probability:.2f}, likeliest is {ranked[0][0]}"
+
+    def _identifier(self) -> Any:
         identifier = _identifier()
         if unknown := sorted(set(self.languages) - set(identifier.labels)):
             raise ValueError(
                 f"expected languages of {', '.join(sorted(identifier.labels))}, found {', '.join(unknown)}: change the "
                 "gin binding `Language.languages`"
             )
-        ranked = identifier.rank(excerpt(text))
-        probability = sum(share for language, share in ranked if language in self.languages)
-        if probability >= self.min_probability:
-            return None
-        return f"{', '.join(self.languages)} have probability {probability:.2f}, likeliest is {ranked[0][0]}"
+        return identifier
 
     def fingerprint(self) -> dict[str, Any]:
         """The settings, with the version of py3langid, which has the model."""
         require("py3langid")
+        self._identifier()
         version = importlib.metadata.version("py3langid")
         settings = {**asdict(self), "languages": list(self.languages)}
         return {"type": type(self).__name__, **settings, "py3langid": version}

@@ -204,6 +204,8 @@ def _index(settings: Decontamination) -> _Index:
                 counts["whole"] += 1
                 by_length[len(found)].add(found.ngrams(len(found)), number)
                 heads.add(found.ngrams(settings.min_n)[:1], number)
+        if not counts["texts"]:
+            _check_fields(settings, seen_fields)
         if counts["texts"] == counts["too_short"]:
             raise ValueError(
                 f"expected texts of at least {settings.min_n} words or Chinese characters in {path}, found "
@@ -211,11 +213,7 @@ def _index(settings: Decontamination) -> _Index:
                 "`Decontamination.min_n` or `.fields`, or leave the file out of `.files`"
             )
         summary[path] = dict(counts)
-    if missing := set(settings.fields or ()) - seen_fields:
-        raise ValueError(
-            f"expected the fields {sorted(missing)} in the evaluation files, found them in no object: change the gin "
-            "binding `Decontamination.fields`"
-        )
+    _check_fields(settings, seen_fields)
     sets = {length: by_length[length].as_set() for length in sorted(by_length)}
     total = sum(len(hashes.hashes) for hashes in sets.values())
     whole = any(length < settings.n for length in sets)
@@ -227,6 +225,14 @@ def _index(settings: Decontamination) -> _Index:
         settings.n,
         {"ngrams": total, "files": summary},
     )
+
+
+def _check_fields(settings: Decontamination, seen: set[str]) -> None:
+    if missing := set(settings.fields or ()) - seen:
+        raise ValueError(
+            f"expected the fields {sorted(missing)} in the evaluation files, found them in no object: change the gin "
+            "binding `Decontamination.fields`"
+        )
 
 
 def _texts(path: str, fields: Sequence[str] | None, seen_fields: set[str]) -> Iterator[str]:

@@ -93,6 +93,7 @@ def test_a_long_text_is_judged_by_its_beginning_middle_and_end() -> None:
         (lambda: Language([]), "set the gin binding `Language.languages`"),
         (lambda: Language(["en"], 1.5), r"\[0, 1\], found 1.5.*Language.min_probability"),
         (lambda: Language(["english"]).refusal("x"), "found english.*`Language.languages`"),
+        (lambda: Language(["english"]).fingerprint(), "found english.*`Language.languages`"),
     ],
 )
 def test_bad_settings_are_named(make: Any, message: str) -> None:

@@ -165,6 +165,8 @@ def test_fields_choose_the_texts(write: Write) -> None:
     assert step.refusal(CHINESE) is None
     with pytest.raises(ValueError, match=r"\['query'\].*`Decontamination.fields`"):
         Decontamination(file, fields=["question", "query"]).refusal("x")
+    with pytest.raises(ValueError, match=r"expected the fields \['query'\].*`Decontamination.fields`"):
+        Decontamination(file, fields=["query"]).refusal("x")
 
 
 @pytest.mark.parametrize(
