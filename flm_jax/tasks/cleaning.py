@@ -126,13 +126,13 @@ class Language:
 
     def refusal(self, text: str) -> str | None:
         """Why the document is left out: the likeliest language and the probability of those asked for."""
-        ranked = self._identifier().rank(excerpt(text))
+        ranked = self._checked_identifier().rank(excerpt(text))
         probability = sum(share for language, share in ranked if language in self.languages)
         if probability >= self.min_probability:
             return None
         return f"{', '.join(self.languages)} have probability {probability:.2f}, likeliest is {ranked[0][0]}"
 
-    def _identifier(self) -> Any:
+    def _checked_identifier(self) -> Any:
         identifier = _identifier()
         if unknown := sorted(set(self.languages) - set(identifier.labels)):
             raise ValueError(
@@ -144,7 +144,7 @@ class Language:
     def fingerprint(self) -> dict[str, Any]:
         """The settings, with the version of py3langid, which has the model."""
         require("py3langid")
-        self._identifier()
+        self._checked_identifier()
         version = importlib.metadata.version("py3langid")
         settings = {**asdict(self), "languages": list(self.languages)}
         return {"type": type(self).__name__, **settings, "py3langid": version}

@@ -70,8 +70,10 @@ def test_nothing_unless_asked_for(tmp_path: Path, vocabulary: Vocabulary) -> Non
     assert "cleaning" not in manifest.definition["task"] and not manifest.problems["removed"]
 
 
-def test_in_any_number_of_processes_the_first_one_stays(tmp_path: Path, vocabulary: Vocabulary) -> None:
-    step = Near()
+@pytest.mark.parametrize("step", [Exact(), Near()])
+def test_in_any_number_of_processes_the_first_one_stays(
+    tmp_path: Path, vocabulary: Vocabulary, step: Exact | Near
+) -> None:
     texts = [f"document number {n % 70} says {'ka lo mi tan re ' * (n % 7 + 1)}{n % 70}" for n in range(200)]
     made = {}
     for workers in (1, 2):

@@ -32,9 +32,8 @@ class JsonLines(FieldsSource):
         except ValueError as error:  # a number of too many digits
             raise Problem(f"not JSON that can be read ({error})") from error
         if not isinstance(record, dict):
-            hint = "; of a file that is one array make one object a line: jq -c '.[]'" * isinstance(
-                record, list
-            )
+            is_array = isinstance(record, list)
+            hint = "; of a file that is one array make one object a line: jq -c '.[]'" if is_array else ""
             raise Problem(f"expected a JSON object, found {type(record).__name__}{hint}")
         return chosen(record, self.fields)
 
