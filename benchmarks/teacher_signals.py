@@ -173,8 +173,8 @@ def main() -> int:
     for name in ("out", "en", "zh", "ocnli_train", "ocnli_validation"):
         parser.add_argument(f"--{name}", required=True, type=Path if name == "out" else str)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=600)
-    parser.add_argument("--more_steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--more_steps", type=int, default=350)
     parser.add_argument("--json")
     options = parser.parse_args()
     cores = sorted(os.sched_getaffinity(0))
@@ -194,6 +194,7 @@ def main() -> int:
 
     def pair(job: tuple[int, str]) -> dict[str, float]:
         seed, arm = job
+        bases[seed].result()
         core = free.pop()
         try:
             found = train_arm(arm, seed, core, options)
@@ -205,7 +206,7 @@ def main() -> int:
 
     jobs = [(seed, arm) for seed in seeds for arm in ARMS]
     with ThreadPoolExecutor(len(cores)) as pool:
-        list(pool.map(base, seeds))
+        bases = [pool.submit(base, seed) for seed in seeds]
         numbers = dict(zip(jobs, pool.map(pair, jobs), strict=True))
     gaps = [numbers[seed, "both"]["language"] - numbers[seed, "language"]["language"] for seed in seeds]
     shown = ", ".join(f"{gap:+.4f}" for gap in gaps)
