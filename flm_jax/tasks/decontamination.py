@@ -152,6 +152,7 @@ class _Index:
     summary: dict[str, Any]
 
     def first_overlap(self, document: Units) -> str | None:
+        """The earliest n-gram that evaluation data have too, quoted, with their file; None where there is none."""
         lengths = [self.n] if self.n in self.by_length else []
         if self.heads is not None and self.heads.known(document.ngrams(self.min_n)):
             lengths = list(self.by_length)
@@ -174,10 +175,12 @@ class _Collected:
         self._files: list[np.ndarray] = []
 
     def add(self, hashes: np.ndarray, file: int) -> None:
+        """Adds a file's hashes `[hashes]`."""
         self._hashes.append(hashes)
         self._files.append(np.full(len(hashes), file, np.int32))
 
     def as_set(self) -> _Hashes:
+        """All that were added, to be looked up."""
         return _Hashes(np.concatenate(self._hashes), np.concatenate(self._files))
 
 

@@ -224,6 +224,7 @@ class _Spread:
         self._held: list[Example] = []
 
     def add(self, example: Example) -> None:
+        """Adds the next example, which is held or forgotten."""
         if self._number and self._added % self._stride == 0:
             self._held.append(example)
             if len(self._held) > 2 * self._number:
@@ -231,6 +232,7 @@ class _Spread:
         self._added += 1
 
     def chosen(self) -> list[Example]:
+        """At most the number asked for, in order."""
         held, number = self._held, min(self._number, len(self._held))
         return [held[index * len(held) // number] for index in range(number)]
 

@@ -84,6 +84,7 @@ class _Lowest:
         return dropped
 
     def in_order(self) -> list[str]:
+        """What is kept, by index."""
         return [piece for _, _, piece in sorted(self._heap, key=lambda entry: entry[1])]
 
 
