@@ -1,12 +1,15 @@
 """LayerNorm and RMSNorm, statistics in at least float32."""
 
+import functools
 from collections.abc import Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from flm_jax.config import ModelConfig, at_least_float32
+from flm_jax.layers.linear import sum_of_rows
 from flm_jax.parameters import Parameter, declare
 
 
@@ -27,22 +30,48 @@ class Norm(nn.Module):
         denominator is multiplied by the mean of `keep`, and its output is multiplied by `keep[i]`.
         """
         row = declare(self, self.rows, self.config)
-        wide = x.astype(at_least_float32(x.dtype))
+        return _normalised(self.config, x, row["scale"], row.get("bias"), keep)
 
-        def mean(values: jax.Array) -> jax.Array:
-            if keep is None:
-                return jnp.mean(values, axis=-1, keepdims=True)
-            weights = keep.astype(wide.dtype)
-            return jnp.sum(values * weights, axis=-1, keepdims=True) / jnp.sum(weights)
 
-        if self.config.norm == "rmsnorm":
-            # D over the denominator is 1 unless a growth has set it.
-            square = mean(jnp.square(wide)) * (x.shape[-1] / (self.config.norm_denominator or x.shape[-1]))
-            out = wide * jax.lax.rsqrt(square + self.config.norm_epsilon)
-        else:
-            centred = wide - mean(wide)
-            out = centred * jax.lax.rsqrt(mean(jnp.square(centred)) + self.config.norm_epsilon)
-        out = out * row["scale"].astype(wide.dtype)
-        if "bias" in row:
-            out = out + row["bias"].astype(wide.dtype)
-        return (out if keep is None else out * keep.astype(wide.dtype)).astype(x.dtype)
+# Computed again in the backward pass, whatever `remat` says: cheaper than what it would keep.
+@functools.partial(jax.checkpoint, prevent_cse=False, static_argnums=0)
+def _normalised(
+    config: ModelConfig, x: jax.Array, scale: jax.Array, bias: jax.Array | None, keep: jax.Array | None
+) -> jax.Array:
+    wide = x.astype(at_least_float32(x.dtype))
+
+    def mean(values: jax.Array) -> jax.Array:
+        if keep is None:
+            return jnp.mean(values, axis=-1, keepdims=True)
+        weights = keep.astype(wide.dtype)
+        return jnp.sum(values * weights, axis=-1, keepdims=True) / jnp.sum(weights)
+
+    if config.norm == "rmsnorm":
+        # D over the denominator is 1 unless a growth has set it.
+        square = mean(jnp.square(wide)) * (x.shape[-1] / (config.norm_denominator or x.shape[-1]))
+        out = wide * jax.lax.rsqrt(square + config.norm_epsilon)
+    else:
+        centred = wide - mean(wide)
+        out = centred * jax.lax.rsqrt(mean(jnp.square(centred)) + config.norm_epsilon)
+    out = _scaled(out, scale, bias)
+    return (out if keep is None else out * keep.astype(wide.dtype)).astype(x.dtype)
+
+
+def _affine(x: jax.Array, scale: jax.Array, bias: jax.Array | None) -> jax.Array:
+    """`x` `[B, L, D]` times `scale` plus `bias`."""
+    out = x * scale.astype(x.dtype)
+    return out if bias is None else out + bias.astype(x.dtype)
+
+
+def _forward(x: jax.Array, scale: jax.Array, bias: jax.Array | None) -> tuple[jax.Array, tuple[Any, ...]]:
+    return _affine(x, scale, bias), (x, scale, bias)
+
+
+def _backward(saved: tuple[Any, ...], gradient: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    x, scale, bias = saved
+    by_bias = None if bias is None else sum_of_rows(gradient).astype(bias.dtype)
+    return gradient * scale.astype(x.dtype), sum_of_rows(gradient * x).astype(scale.dtype), by_bias
+
+
+_scaled = jax.custom_vjp(_affine)
+_scaled.defvjp(_forward, _backward)
