@@ -14,8 +14,9 @@ from clu import metrics as clu_metrics
 
 from flm_jax.config import ModelConfig
 from flm_jax.generation import Sampling, generate
+from flm_jax.layers.chunked_loss import Settings, chunked_loss
 from flm_jax.layers.growth_mask import GrowthMask
-from flm_jax.network import Decoder
+from flm_jax.network import Decoder, readout_table
 
 Batch = Mapping[str, jax.Array]
 
@@ -42,8 +43,12 @@ class PartSums(NamedTuple):
 
 
 class TokenSums(NamedTuple):
-    """Sums over the tokens of a batch that carry loss; sums, so that batches and microbatches add up exactly."""
+    """Sums over the tokens of a batch that carry loss; sums, so that batches and microbatches add up exactly.
 
+    From `LanguageModel.token_sums`, `total` alone has a gradient.
+    """
+
+    total: jax.Array  # nll + z_loss
     nll: jax.Array  # negative log-likelihood, nats
     z_loss: jax.Array  # squared log of the softmax's normaliser, times the coefficient
     correct: jax.Array  # tokens whose target has the highest logit
@@ -65,10 +70,11 @@ class LanguageModel:
         loss_normalizing_factor: What the summed loss is divided by; None is the number of tokens with loss, of the
             whole batch under our trainer. t5x adds up the gradients of microbatches: there a factor is needed as
             soon as `num_microbatches` is not 1.
+        loss_chunk: Tokens of a device whose logits exist at a time, in training and evaluation under our trainer.
         sampling: How `predict_batch` draws.
 
     Raises:
-        ValueError: the vocabulary has more pieces than the model has rows.
+        ValueError: the vocabulary has more pieces than the model has rows, or there are no tokens in a chunk.
     """
 
     def __init__(
@@ -78,6 +84,7 @@ class LanguageModel:
         optimizer_def: Any = None,
         z_loss: float = 1e-4,
         loss_normalizing_factor: float | None = None,
+        loss_chunk: int = 2048,
         sampling: Sampling = Sampling(),
     ) -> None:
         pieces = getattr(vocabulary, "vocab_size", 0)  # seqio's name
@@ -85,6 +92,10 @@ class LanguageModel:
             raise ValueError(
                 f"ModelConfig.vocab_size = {config.vocab_size} has no rows for all {pieces} pieces of the tokenizer; "
                 f"bind ModelConfig.vocab_size to {pieces} or more, or LanguageModel.vocabulary to another"
+            )
+        if not isinstance(loss_chunk, int) or isinstance(loss_chunk, bool) or loss_chunk < 1:
+            raise ValueError(
+                f"LanguageModel.loss_chunk must be a whole number of at least 1, found {loss_chunk!r}"
             )
         self.config = config
         self.module = Decoder(config)
@@ -94,6 +105,7 @@ class LanguageModel:
         self.sampling = sampling
         self._z_loss = z_loss
         self._loss_normalizing_factor = loss_normalizing_factor
+        self._loss_chunk = loss_chunk
 
     @property
     def FEATURE_CONVERTER_CLS(self) -> Any:
@@ -120,41 +132,59 @@ class LanguageModel:
 
     def logits(self, params: Any, batch: Batch, growth: GrowthMask | None = None) -> jax.Array:
         """Next-token logits `[batch, length, vocab]` of a batch, documents kept apart."""
+        return self._decode(params, batch, growth)
+
+    def _decode(
+        self,
+        params: Any,
+        batch: Batch,
+        growth: GrowthMask | None,
+        num_microbatches: int = 1,
+        return_hidden: bool = False,
+    ) -> jax.Array:
         return self.module.apply(
             {"params": params},
             batch["decoder_input_tokens"],
             decoder_segment_ids=batch.get("decoder_segment_ids"),
             decoder_positions=batch.get("decoder_positions"),
             growth=growth,
+            num_microbatches=num_microbatches,
+            return_hidden=return_hidden,
         )
 
-    def token_sums(self, params: Any, batch: Batch, growth: GrowthMask | None = None) -> TokenSums:
+    def token_sums(
+        self, params: Any, batch: Batch, growth: GrowthMask | None = None, num_microbatches: int = 1
+    ) -> TokenSums:
         """Loss and accuracy, summed over the tokens of `batch` whose `decoder_loss_weights` are not 0.
 
-        `growth` hides what a growth has added while its mask ramps.
+        Args:
+            params: Of the model.
+            batch: Packed or not; with `TASK_NUMBERS` the sums of each row are wanted too.
+            growth: Hides what a growth has added while its mask ramps.
+            num_microbatches: Into which pipeline stages divide the batch.
         """
-        return self.sums_of(self.logits(params, batch, growth), batch)
+        hidden = self._decode(params, batch, growth, num_microbatches, return_hidden=True)
+        settings = Settings(self.config.logit_scale, self._z_loss, self._loss_chunk, TASK_NUMBERS in batch)
+        weights = batch["decoder_loss_weights"]
+        sums, each = chunked_loss(
+            settings, hidden, readout_table(params, self.config), batch["decoder_target_tokens"], weights
+        )
+        parts = None
+        if each is not None:
+            weights = weights.astype(sums.weight.dtype)
+            nll, correct = (jnp.sum(values * weights, axis=-1) for values in each)
+            parts = PartSums(nll, correct, jnp.sum(weights, axis=-1))
+        return TokenSums(**sums._asdict(), parts=parts)
 
     def sums_of(self, logits: jax.Array, batch: Batch) -> TokenSums:
-        """`token_sums` from the logits `[batch, length, vocab]`."""
+        """`token_sums` from the logits `[batch, length, vocab]`, all of which have gradients."""
         weights = batch["decoder_loss_weights"].astype(logits.dtype)
         target_logit, log_normalizer = _target_logit(logits, batch["decoder_target_tokens"])
         # The softmax has taken the maximum already; an argmax beside it would cost a tenth of a small model's step.
         hits = target_logit == jnp.max(logits, axis=-1)
-        parts = None
-        if TASK_NUMBERS in batch:
-            parts = PartSums(
-                nll=jnp.sum((log_normalizer - target_logit) * weights, axis=-1),
-                correct=jnp.sum(hits * weights, axis=-1),
-                weight=jnp.sum(weights, axis=-1),
-            )
-        return TokenSums(
-            nll=jnp.sum((log_normalizer - target_logit) * weights),
-            z_loss=self._z_loss * jnp.sum(jnp.square(log_normalizer) * weights),
-            correct=jnp.sum(hits * weights),
-            weight=jnp.sum(weights),
-            parts=parts,
-        )
+        nll = jnp.sum((log_normalizer - target_logit) * weights)
+        z_loss = self._z_loss * jnp.sum(jnp.square(log_normalizer) * weights)
+        return TokenSums(nll + z_loss, nll, z_loss, jnp.sum(hits * weights), jnp.sum(weights))
 
     def normalizer(self, weight: jax.Array) -> jax.Array:
         """What the summed loss of `weight` tokens is divided by."""
@@ -167,7 +197,8 @@ class LanguageModel:
     ) -> tuple[jax.Array, dict[str, Any]]:
         """Loss to differentiate (nats per token and z-loss) and metrics, as t5x's trainer wants them."""
         del dropout_rng
-        sums = self.token_sums(params, batch)
+        # In one piece: t5x's partitioner would gather every chunk of a batch that is split over devices.
+        sums = self.sums_of(self.logits(params, batch), batch)
         tokens = jnp.asarray(batch["decoder_target_tokens"].size, sums.weight.dtype)
         metrics = {
             "loss": clu_metrics.Average(total=sums.nll, count=sums.weight),
@@ -175,7 +206,7 @@ class LanguageModel:
             "accuracy": clu_metrics.Average(total=sums.correct, count=sums.weight),
             "non_padding_fraction/loss_weights": clu_metrics.Average(total=sums.weight, count=tokens),
         }
-        return (sums.nll + sums.z_loss) / self.normalizer(sums.weight), metrics
+        return sums.total / self.normalizer(sums.weight), metrics
 
     def eval_fn(self, params: Any, batch: Batch) -> tuple[jax.Array, dict[str, Any]]:
         """`loss_fn`; the model has no dropout to switch off."""

@@ -1,6 +1,6 @@
 """The decoder: embedding, scanned blocks, final norm, readout."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -8,21 +8,17 @@ import jax.numpy as jnp
 from flax.linen.partitioning import scan_with_axes
 
 from flm_jax.config import ModelConfig
-from flm_jax.layers.attention import causal_mask
+from flm_jax.layers import remat
+from flm_jax.layers.attention import choose, see
 from flm_jax.layers.block import Block
 from flm_jax.layers.embedding import Embedding
 from flm_jax.layers.growth_mask import GrowthMask
 from flm_jax.layers.norm import Norm
+from flm_jax.layers.pipeline import STAGE, pipelined
 from flm_jax.layers.readout import Readout
 from flm_jax.layers.xpos import rotation
 from flm_jax.parameters import LAYERS, final_norm
-from flm_jax.partitioning import constrain
-
-_REMAT_POLICIES = {
-    "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_saveable,
-    "dots_no_batch": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-}
+from flm_jax.partitioning import axis_size, constrain, platform
 
 
 class Decoder(nn.Module):
@@ -45,6 +41,8 @@ class Decoder(nn.Module):
         max_decode_length: int | None = None,
         enable_dropout: bool = False,
         growth: GrowthMask | None = None,
+        num_microbatches: int = 1,
+        return_hidden: bool = False,
     ) -> jax.Array:
         """Scores the next token at every position. The names are those by which t5x calls a decoder.
 
@@ -61,44 +59,67 @@ class Decoder(nn.Module):
             max_decode_length: Ignored: the cache has the length that it was initialised with.
             enable_dropout: Ignored: the model has no dropout.
             growth: What hides the new entries of a growth while its mask ramps: `GrowthPlan.mask(value)`.
+            num_microbatches: Into which the batch is divided where the mesh has pipeline stages; a divisor of B.
+            return_hidden: Stop before the readout.
 
         Returns:
-            Logits `[B, L, V]`, in at least float32.
+            Logits `[B, L, V]`, in at least float32; or what the readout reads, `[B, L, D]`.
 
         Raises:
             ValueError: a bidirectional prefix, prefill without lengths, or float64 without `JAX_ENABLE_X64`.
         """
         del decoder_target_tokens, max_decode_length, enable_dropout
-        if decoder_causal_attention is not None:
-            raise ValueError(
-                "the FLM decoder reads prefixes causally: expected decoder_causal_attention=None, found an array "
-                "(under t5x bind DecoderOnlyModel.inputs_bidirectional_attention = False)"
-            )
-        if "float64" in (self.config.dtype, self.config.param_dtype) and not jax.config.jax_enable_x64:
-            raise ValueError(
-                "ModelConfig asks for float64, which JAX would make float32 in silence; set JAX_ENABLE_X64=1, or bind "
-                'ModelConfig.dtype and ModelConfig.param_dtype to "float32"'
-            )
-        if prefill and prefill_lengths is None:
-            raise ValueError("prefill=True needs prefill_lengths [batch], found None")
+        _refuse(self.config, decoder_causal_attention, prefill, prefill_lengths)
         tokens = decoder_input_tokens
         steps = jnp.arange(tokens.shape[1])[None, :]
-        mask, cache_index = None, None
+        cache_index = None
         if decode or prefill:
             cache_index = self._advance(tokens, prefill_lengths if prefill else None)
             positions = cache_index[:, None] + steps
         else:
             positions = steps if decoder_positions is None else decoder_positions
-            mask = causal_mask(tokens.shape[1], decoder_segment_ids)
 
         embedding = Embedding(self.config, name="token_embedding")
-        x = constrain(embedding(tokens), "batch", "length", "embed")
-        blocks = _scanned(self.config)(self.config, name=LAYERS)
+        x = constrain(embedding(tokens), "batch", "residual", "embed")
+        x = x.astype(remat.kept_dtype(x.dtype))
         growth = GrowthMask() if growth is None else growth
-        x, _ = blocks(x, rotation(positions, self.config), mask, cache_index, growth, growth.layers)
+        if axis_size(STAGE) > 1 and cache_index is None and not self.is_initializing():
+            rows = Rows(x, jnp.broadcast_to(positions, tokens.shape), decoder_segment_ids)
+            x = self._pipelined(rows, growth, num_microbatches)
+        else:
+            blocks = _scanned(self.config)(self.config, name=LAYERS)
+            visible = None
+            if cache_index is None:
+                # Parameters are drawn on a token or two, which a kernel would refuse.
+                initializing = self.is_initializing()
+                backend = "dense" if initializing else choose(self.config, tokens.shape[1], platform())
+                visible = see(backend, tokens.shape, decoder_segment_ids)
+            x, _ = blocks(x, rotation(positions, self.config), visible, cache_index, growth, growth.layers)
+        x = x.astype(self.config.dtype)
         x = Norm(self.config, final_norm(self.config), name="final_norm")(x, growth.embed)
         readout = embedding.logits if self.config.tied_readout else Readout(self.config, name="readout")
+        if return_hidden:
+            return x
         return constrain(readout(x), "batch", "length", "vocab")
+
+    def _pipelined(self, rows: "Rows", growth: GrowthMask, num_microbatches: int) -> jax.Array:
+        """The blocks as pipeline stages."""
+        block = Block(self.config, parent=None)
+        layers = self.variables["params"][LAYERS]
+        backend = choose(self.config, rows.positions.shape[1], platform())
+
+        def run(layers: tuple[Any, jax.Array | None], rows: Rows) -> Rows:
+            turned = rotation(rows.positions, self.config)
+            visible = see(backend, rows.positions.shape, rows.segment_ids)
+
+            def one(x: jax.Array, layer: tuple[Any, jax.Array | None]) -> tuple[jax.Array, None]:
+                params, keep = layer
+                return block.apply({"params": params}, x, turned, visible, None, growth, keep)
+
+            x, _ = jax.lax.scan(remat.rematted(one, self.config.remat), rows.x, layers)
+            return rows._replace(x=x)
+
+        return pipelined(run, (layers, growth.layers), rows, num_microbatches).x
 
     def _advance(self, tokens: jax.Array, prefill_lengths: jax.Array | None) -> jax.Array:
         """Where in the cache each example's `tokens` `[B, L]` go, `[B]`; moves the index behind them."""
@@ -112,11 +133,44 @@ class Decoder(nn.Module):
         return start
 
 
+def _refuse(
+    config: ModelConfig,
+    decoder_causal_attention: jax.Array | None,
+    prefill: bool,
+    prefill_lengths: jax.Array | None,
+) -> None:
+    """Raises for arguments that the decoder would have to leave out of account."""
+    if decoder_causal_attention is not None:
+        raise ValueError(
+            "the FLM decoder reads prefixes causally: expected decoder_causal_attention=None, found an array "
+            "(under t5x bind DecoderOnlyModel.inputs_bidirectional_attention = False)"
+        )
+    if "float64" in (config.dtype, config.param_dtype) and not jax.config.jax_enable_x64:
+        raise ValueError(
+            "ModelConfig asks for float64, which JAX would make float32 in silence; set JAX_ENABLE_X64=1, or bind "
+            'ModelConfig.dtype and ModelConfig.param_dtype to "float32"'
+        )
+    if prefill and prefill_lengths is None:
+        raise ValueError("prefill=True needs prefill_lengths [batch], found None")
+
+
+class Rows(NamedTuple):
+    """What goes from pipeline stage to pipeline stage: `[B, L, D]`, and twice `[B, L]`."""
+
+    x: jax.Array
+    positions: jax.Array
+    segment_ids: jax.Array | None
+
+
+def readout_table(params: Any, config: ModelConfig) -> jax.Array:
+    """The table `[V, D]` of the readout, which is the embedding's where it is tied."""
+    return params["token_embedding"]["embedding"] if config.tied_readout else params["readout"]["kernel"]
+
+
 def _scanned(config: ModelConfig) -> Any:
     block: Any = Block
     if config.remat != "none":
-        # Inside a scan XLA cannot merge the recomputation with the forward pass, so its guard is not needed.
-        block = nn.remat(Block, policy=_REMAT_POLICIES[config.remat], prevent_cse=False)
+        block = nn.remat(Block, **remat.settings(config.remat))
     return scan_with_axes(
         block,
         variable_axes={"params": 0, "cache": 0},

@@ -152,3 +152,41 @@ def test_bidirectional_prefix_is_refused() -> None:
         )
     with pytest.raises(ValueError, match="needs prefill_lengths"):
         Decoder(config).apply({"params": random_params(config)}, tokens, prefill=True)
+
+
+@pytest.mark.parametrize("block", COVERING_BLOCKS, ids=str)
+@pytest.mark.parametrize("remat", ["none", "dots"])
+def test_gradients_are_slopes_of_the_function(block: dict, remat: str) -> None:
+    """Several layers have backward passes of their own: central differences in float64, of every parameter."""
+    with jax.enable_x64(True):
+        config = small_config(dtype="float64", param_dtype="float64", norm_epsilon=1e-3, remat=remat, **block)
+        params, tokens = random_params(config), random_tokens(config, 2, 6)
+        segments = jnp.asarray([[1, 1, 1, 2, 2, 2], [1, 1, 1, 1, 1, 0]])
+
+        @jax.jit
+        def function(params: dict) -> jax.Array:
+            logits = Decoder(config).apply({"params": params}, tokens, decoder_segment_ids=segments)
+            return jnp.sum(jnp.sin(logits))
+
+        gradient = jax.jit(jax.grad(function))(params)
+        leaves, treedef = jax.tree.flatten(params)
+        rng = np.random.default_rng(0)
+        for index, (path, slope) in enumerate(jax.tree_util.tree_leaves_with_path(gradient)):
+            direction = rng.standard_normal(slope.shape)
+            ahead, behind = (
+                function(
+                    treedef.unflatten(
+                        [*leaves[:index], leaves[index] + step * direction, *leaves[index + 1 :]]
+                    )
+                )
+                for step in (1e-6, -1e-6)
+            )
+            expected = (ahead - behind) / 2e-6
+            scale = float(jnp.linalg.norm(slope)) * np.linalg.norm(direction) / np.sqrt(slope.size)
+            np.testing.assert_allclose(
+                jnp.sum(slope * direction),
+                expected,
+                atol=1e-6 * scale,
+                rtol=0,
+                err_msg=jax.tree_util.keystr(path),
+            )

@@ -214,13 +214,28 @@ class LeafByLeaf:
         """The grown array; `old` is gone."""
         name = (function, plan, row, tuple(static.items()))
         if name not in self._programs:
-            self._programs[name] = jax.jit(
-                functools.partial(function, plan, row, **static),
-                out_shardings=NamedSharding(self._mesh, partitioning.mesh_spec(*row.axes)),
-            )
-        grown = jax.block_until_ready(self._programs[name](old, *others))
+            carry_out = functools.partial(function, plan, row, **static)
+            sharding = NamedSharding(self._mesh, partitioning.mesh_spec(*row.axes))
+            if function is not grow_parameter:  # the optimizer's, which lies in more parts
+                shape = jax.eval_shape(carry_out, old, *others).shape
+                sharding = partitioning.split_over_data(sharding, shape)
+            self._programs[name] = jax.jit(carry_out, out_shardings=sharding)
+        moved = self._in_order(old)
+        grown = jax.block_until_ready(self._programs[name](moved, *others))
+        moved.delete()
         old.delete()
         return grown
+
+    def _in_order(self, old: jax.Array) -> jax.Array:
+        """`old` in the same parts, on the devices in the new mesh's order: no program takes two orders."""
+        sharding = old.sharding
+        if not isinstance(sharding, NamedSharding):
+            return old
+        before, devices = sharding.mesh.devices, self._mesh.devices
+        if before.size != devices.size or list(before.flat) == list(devices.flat):
+            return old
+        mesh = Mesh(devices.reshape(before.shape), sharding.mesh.axis_names)
+        return jax.device_put(old, NamedSharding(mesh, sharding.spec))
 
 
 def is_hole(node: Any) -> bool:

@@ -34,7 +34,7 @@ from flm_jax.parameters import LAYERS, Parameter
 
 _SIZES = ("vocab_size", "d_model", "num_heads", "num_kv_heads", "d_ff", "num_layers")
 # What a target may differ in besides its sizes; the norms' constants are the plan's to set.
-_FREE_FIELDS = ("dtype", "remat", "max_length", "init_std", "norm_epsilon", "norm_denominator")
+_FREE_FIELDS = ("dtype", "attention", "remat", "max_length", "init_std", "norm_epsilon", "norm_denominator")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -49,7 +49,8 @@ class Stage:
         slope_window: The latest share of the run's tokens over which the slope is fitted, which smooths the loss; it
             begins behind ramp and warmup.
         warmup_steps: Of the first stage, and of one that warms up again.
-        num_microbatches: Parts of a batch whose gradients are added up, to save memory.
+        num_microbatches: Parts of a batch whose gradients are added up, to save memory; or, with pipeline stages, that
+            follow each other through them.
         mesh: How the devices are arranged.
         method: How the model grows out of the stage before: one of `operators.METHODS`, or axis to operator; `none`:
             it stays as it is, and the stage has data or a learning rate of its own.

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
 from flm_jax.config import at_least_float32
 from flm_jax.grow.errors import FunctionChangedError
@@ -96,7 +97,7 @@ class Gate:
         dtypes = [precision] + ([own] if own == "bfloat16" else [])
         logits, losses = [], []
         for dtype in dtypes:
-            model = self._model.with_config(dataclasses.replace(config, dtype=dtype))
+            model = self._model.with_config(dataclasses.replace(config, dtype=dtype, attention="auto"))
 
             def look(params: Any, batch: Batch, model: LanguageModel = model) -> tuple[jax.Array, jax.Array]:
                 found = model.logits(params, batch, self._plan.mask(0.0) if grown else None)
@@ -108,7 +109,8 @@ class Gate:
                 first, loss = jax.jit(look)(params, batch)
             logits.append(first)
             losses.append(float(loss))
-        return np.asarray(logits[0]), losses
+        # Of several processes each has a part of them.
+        return np.asarray(multihost_utils.process_allgather(logits[0], tiled=True)), losses
 
 
 def verify(

@@ -54,7 +54,7 @@ def gradient_of(config: ModelConfig) -> Callable[[Any, GrowthMask | None], Any]:
 
     def loss(params: Any, mask: GrowthMask | None) -> jax.Array:
         sums = model.token_sums(params, batch, mask)
-        return sums.nll / sums.weight
+        return sums.total / sums.weight
 
     return jax.jit(jax.grad(loss))
 

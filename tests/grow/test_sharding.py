@@ -6,6 +6,7 @@ from functools import cache
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from flm_jax import ModelConfig, grow, optimizer
@@ -14,7 +15,7 @@ from flm_jax.grow.planning import GrowthPlan
 from flm_jax.grow.rule import Fill
 from flm_jax.parameters import Parameter
 from flm_jax.partitioning import MeshShape
-from flm_jax.training.state import TrainState
+from flm_jax.training.state import TrainState, abstract_state
 from tests.grow.growths import assert_equal, drawn_params, over_rows, shardings_of, state_layout
 from tests.models import small_config
 
@@ -78,18 +79,28 @@ def test_every_mesh_gives_the_same_growth(method: str, mesh: MeshShape) -> None:
     )
 
 
-@pytest.mark.parametrize("method", ["msg", "lemon"])
-def test_leaf_by_leaf_is_the_same_growth_and_frees_what_was(method: str) -> None:
-    """From one mesh onto another, as a run does it between stages."""
+@pytest.mark.parametrize("reverse", [False, True], ids=["", "other-order"])
+@pytest.mark.parametrize(
+    ("method", "shape"),
+    [("msg", MeshShape(1, 4, 2)), ("lemon", MeshShape(1, 4, 2)), ("msg", MeshShape(4, 2, 1))],
+)
+def test_leaf_by_leaf_is_the_same_growth_and_frees_what_was(
+    method: str, shape: MeshShape, reverse: bool
+) -> None:
+    """From one mesh onto another, as a run does it between stages; its devices may lie in another order."""
     plan = grow.plan(SOURCE, TARGET, method)
     state = jax.device_put(state_of(SOURCE), shardings_of(state_layout(SOURCE, MeshShape(2, 2, 2))))
-    leaf_by_leaf = LeafByLeaf(MeshShape(1, 4, 2).build())
-    found = plan(state, KEY, "carry", leaf_by_leaf)
+    mesh = shape.build(jax.devices()[::-1] if reverse else None)
+    found = plan(state, KEY, "carry", LeafByLeaf(mesh))
     large = [leaf for leaf in jax.tree.leaves(state) if leaf.ndim > 1]
     assert large and all(leaf.is_deleted() for leaf in large)
-    wanted = shardings_of(state_layout(plan.target, MeshShape(1, 4, 2)))
-    for leaf, sharding in zip(jax.tree.leaves(found.params), jax.tree.leaves(wanted.params), strict=True):
-        assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
+    wanted = shardings_of(abstract_state(plan.target, optimizer.adamw(plan.target, 1e-3), mesh))
+    for part in ("params", "mu", "nu"):
+        leaves, shardings = (
+            jax.tree.leaves(optax.tree_utils.tree_get(tree, part)) for tree in (found, wanted)
+        )
+        for leaf, sharding in zip(leaves, shardings, strict=True):
+            assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
     assert_same_bits(jax.device_get(found), jax.device_get(on_one_device(method)), plan)
 
 

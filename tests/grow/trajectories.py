@@ -38,7 +38,7 @@ def batches(config: ModelConfig, count: int, first: int = 0) -> list[Any]:
 @cache
 def updater(config: ModelConfig, masked: GrowthPlan | None = None, rewarm_steps: int = 0) -> Callable:
     """One AdamW update of a model, at mask 0 if it has grown under one; what varies between runs is an argument."""
-    model = LanguageModel(config)
+    model = LanguageModel(config, z_loss=0.0)
 
     def update(
         params: Any, opt_state: Any, batch: Any, multipliers: Multipliers, clip_norm: Any
@@ -47,7 +47,7 @@ def updater(config: ModelConfig, masked: GrowthPlan | None = None, rewarm_steps:
 
         def loss(params: Any) -> jax.Array:
             sums = model.token_sums(params, batch, mask)
-            return sums.nll / sums.weight
+            return sums.total / sums.weight
 
         value, gradient = jax.value_and_grad(loss)(params)
         tx = optimizer.adamw(
