@@ -44,6 +44,9 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
 
     train = _verb(verbs, "train", _train, "train a model, or go on with it; everything comes from gin")
+    train.add_argument("--coordinator", help="HOST:PORT of process 0, where several processes train together")
+    train.add_argument("--num_processes", type=_positive, help="in all")
+    train.add_argument("--process_id", type=int, help="of this one, from 0")
     _add_gin(train)
 
     data = verbs.add_parser("data", help="prepare text for training").add_subparsers(
@@ -214,16 +217,20 @@ def _parse_gin(options: argparse.Namespace) -> None:
 
 
 def _train(options: argparse.Namespace) -> int:
+    from flm_jax import allocator
+
+    allocator.keep_freed_memory()  # before what follows imports jax
     import gin
 
     from flm_jax.grow.errors import FunctionChangedError
-    from flm_jax.training import trainer
+    from flm_jax.training import processes, trainer
 
     if not options.gin_file:
         raise gin_setup.GinError(
             "nothing says what to train: give --gin_file=gin_configs/models/flm_tiny.gin, a --gin_file with data and "
             "--gin_file=gin_configs/runs/pretrain.gin (see the README)"
         )
+    processes.join(options.coordinator, options.num_processes, options.process_id)
     _parse_gin(options)
     run = _built(gin.get_configurable(trainer.Trainer))
     try:

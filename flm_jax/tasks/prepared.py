@@ -113,8 +113,7 @@ def evaluation_batches(
     split: str,
     size: int,
     max_sequences: int | None = None,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: Sequence[int] | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
     """A split once, in order, in batches of one shape.
 
@@ -125,21 +124,24 @@ def evaluation_batches(
         split: one of its splits.
         size: sequences in a batch, over all processes.
         max_sequences: read only so many, spread evenly over the split.
-        process_index, process_count: this process gets rows
-            `[process_index * size / process_count, (process_index + 1) * size / process_count)` of each
-            batch.
+        rows: those of each batch that this process reads; all unless given.
 
     Returns:
-        batches as `Reader.batch` gives them, int32 [size / process_count, length].
+        batches as `Reader.batch` gives them, int32 [len(rows), length].
     """
-    rows = process_rows(size, process_index, process_count)
     total = task.num_sequences(split)
     count = total if max_sequences is None else min(max_sequences, total)
-    return _read_in_order(task, split, [index * total // count for index in range(count)], size, rows)
+    return _read_in_order(
+        task,
+        split,
+        [index * total // count for index in range(count)],
+        size,
+        range(size) if rows is None else rows,
+    )
 
 
 def _read_in_order(
-    task: PreparedTask, split: str, indices: Sequence[int], size: int, rows: range
+    task: PreparedTask, split: str, indices: Sequence[int], size: int, rows: Sequence[int]
 ) -> Iterator[dict[str, np.ndarray]]:
     source = task.source(split)
     for first in range(0, len(indices), size):
@@ -147,21 +149,6 @@ def _read_in_order(
         batch = decode_records([source[index] for index in mine], task.length)
         missing = len(rows) - len(mine)
         yield {name: np.pad(values, ((0, missing), (0, 0))) for name, values in batch.items()}
-
-
-def process_rows(size: int, process_index: int, process_count: int) -> range:
-    """The rows of a batch that a process reads, e.g. `range(4, 8)` for the second of two and size 8.
-
-    Raises:
-        ValueError: the processes cannot have equally many rows.
-    """
-    if size < 1 or size % process_count:
-        raise ValueError(
-            f"expected a batch that {process_count} processes can share equally, found {size} sequences: "
-            "change the gin binding `BATCH_SIZE`"
-        )
-    share = size // process_count
-    return range(process_index * share, (process_index + 1) * share)
 
 
 # Beside prepared files: what Python, JAX and checkpoints keep open.

@@ -9,7 +9,7 @@ import copy
 import hashlib
 import itertools
 from collections import deque
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from sys import maxsize
@@ -22,7 +22,7 @@ from flm_jax.tasks.history import Epochs, History
 from flm_jax.tasks.mixture import Mixture
 from flm_jax.tasks.mixture_plan import MixturePlan, TaskCounts
 from flm_jax.tasks.packing import sequence_length
-from flm_jax.tasks.prepared import PreparedTask, evaluation_batches, prepared_tasks, process_rows
+from flm_jax.tasks.prepared import PreparedTask, evaluation_batches, prepared_tasks
 from flm_jax.tasks.records import decode_records
 from flm_jax.tasks.sources import TRAIN
 from flm_jax.tasks.vocabulary import Vocabulary
@@ -137,35 +137,30 @@ class Reader:
             digests[name] = hashlib.sha256("".join(files).encode()).hexdigest()
         return {"length": self.length, "tokenizer": self.vocabulary.sha256, "tasks": digests}
 
-    def batch(
-        self, first: int, size: int, process_index: int = 0, process_count: int = 1
-    ) -> dict[str, np.ndarray]:
-        """Sequences [first, first + size) of the global stream, or this process's equal part of them.
+    def batch(self, first: int, size: int, rows: Sequence[int] | None = None) -> dict[str, np.ndarray]:
+        """Sequences [first, first + size) of the global stream, or some of them.
 
         Args:
             first: number of sequences before this batch; at a constant batch size, `step * size`.
             size: sequences in the batch, over all processes.
-            process_index, process_count: this process gets rows
-                `[process_index * size / process_count, (process_index + 1) * size / process_count)`.
+            rows: those of the batch that are wanted, such as `range(4, 8)` for the second of two processes; all unless
+                given.
 
         Returns:
-            seqio's decoder features (see `packing.features`), int32 [size / process_count, length].
+            seqio's decoder features (see `packing.features`), int32 [len(rows), length].
         """
-        rows = process_rows(size, process_index, process_count)
-        return decode_records([self.sequences[first + row] for row in rows], self.length)
+        return decode_records([self.sequences[first + row] for row in _rows(size, rows)], self.length)
 
-    def task_numbers(
-        self, first: int, size: int, process_index: int = 0, process_count: int = 1
-    ) -> np.ndarray:
-        """The task of each row of `batch` with the same arguments, int32 [size / process_count].
+    def task_numbers(self, first: int, size: int, rows: Sequence[int] | None = None) -> np.ndarray:
+        """The task of each row of `batch` with the same arguments, int32 [len(rows)].
 
         Tasks are numbered as in `tasks`.
         """
-        rows = process_rows(size, process_index, process_count)
-        return np.array([self._numbers[self.plan.locate(first + row)[0]] for row in rows], np.int32)
+        numbers = [self._numbers[self.plan.locate(first + row)[0]] for row in _rows(size, rows)]
+        return np.array(numbers, np.int32)
 
     def prefetch(
-        self, first: int, size: int, process_index: int = 0, process_count: int = 1, ahead: int = 2
+        self, first: int, size: int, rows: Sequence[int] | None = None, ahead: int = 2
     ) -> Generator[dict[str, np.ndarray], None, None]:
         """The batches from `first` on, without end, each read by a thread while the ones before are in use.
 
@@ -173,7 +168,7 @@ class Reader:
         `contextlib.closing`) to stop the thread.
 
         Args:
-            first, size, process_index, process_count: as in `batch`.
+            first, size, rows: as in `batch`.
             ahead: how many batches are read in advance.
         """
         thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reader")
@@ -182,12 +177,14 @@ class Reader:
         try:
             while True:
                 while len(pending) <= ahead:
-                    pending.append(
-                        thread.submit(self.batch, next(firsts), size, process_index, process_count)
-                    )
+                    pending.append(thread.submit(self.batch, next(firsts), size, rows))
                 yield pending.popleft().result()
         finally:
             thread.shutdown(wait=True, cancel_futures=True)
+
+
+def _rows(size: int, rows: Sequence[int] | None) -> Sequence[int]:
+    return range(size) if rows is None else rows
 
 
 def _history(mixture: Any, batch_size: int | None, max_epochs: Epochs) -> History:

@@ -11,8 +11,8 @@ import numpy as np
 from flm_jax.grow.errors import FunctionChangedError
 from flm_jax.grow.leaf import LeafByLeaf
 from flm_jax.grow.verification import Difference, Gate
-from flm_jax.training.held_out import to_devices
 from flm_jax.training.leg import Leg
+from flm_jax.training.placement import to_devices
 from flm_jax.training.state import TrainState
 
 
@@ -32,15 +32,16 @@ def grow(
         FunctionChangedError: beyond what the method may.
     """
     growth, step = old.route.plans[old.index], int(state.step)
+    size = len(next(iter(rows.values())))
     gate = Gate(growth, new.model)
     with old.context():
-        gate.before(state.params, to_devices(rows, old.batch_sharding))
+        gate.before(state.params, to_devices(rows, old.batch_sharding, size, range(size)))
     key = growth_key(seed, step, old.index)
     grown = growth(state, key, new.stage.optimizer_state, LeafByLeaf(new.mesh), new.abstract_state)
     grown = jax.device_put(grown, new.shardings)  # counters, from the old mesh to the new
     try:
         with new.context():
-            return grown, gate.after(grown.params, to_devices(rows, new.batch_sharding))
+            return grown, gate.after(grown.params, to_devices(rows, new.batch_sharding, size, range(size)))
     except FunctionChangedError as error:
         raise FunctionChangedError(
             f"at step {step}, growing to stage {new.index + 1}: {error}\nThe checkpoint of step {step}, before the "

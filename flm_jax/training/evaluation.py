@@ -92,6 +92,7 @@ def evaluate(
                 f"{task.length} in {task.directory}"
             )
     mesh = MeshShape(data=1).build(jax.devices()[:1])
+    config = dataclasses.replace(config, attention="auto")  # it may have been trained on other devices
     evaluator = HeldOutEvaluator(LanguageModel(config), mesh, tasks, batch_size, num_sequences)
     mask = Lineage.from_json(metadata.growth_record).mask_at(found_step)
     losses = evaluator(params, growth=mask)

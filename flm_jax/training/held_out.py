@@ -1,17 +1,18 @@
 """Loss on text that is not trained on, a task at a time: nats per token, bits per byte, accuracy."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from flm_jax import partitioning
 from flm_jax.layers.growth_mask import GrowthMask
 from flm_jax.model import LanguageModel
 from flm_jax.tasks.reader import PreparedTask, evaluation_batches
+from flm_jax.training.placement import local_rows, to_devices
 from flm_jax.training.step import eval_step
 
 
@@ -33,6 +34,7 @@ class HeldOutEvaluator:
         tasks: All prepared with the same tokenizer.
         batch_size: Sequences at a time, over all devices.
         max_sequences: Of each task; None for all.
+        num_microbatches: Into which pipeline stages divide a batch.
 
     Attributes:
         missing: Names of the tasks without a validation split.
@@ -45,13 +47,17 @@ class HeldOutEvaluator:
         tasks: list[PreparedTask],
         batch_size: int,
         max_sequences: int | None = None,
+        num_microbatches: int = 1,
     ) -> None:
         self._tasks = [task for task in tasks if "validation" in task.splits]
         self.missing = [task.name for task in tasks if "validation" not in task.splits]
         self._batch_size = batch_size
         self._max_sequences = max_sequences
         self._sharding = partitioning.batch_sharding(mesh)
-        self._step: Callable[..., Any] = jax.jit(eval_step(model))
+        self._rows = local_rows(NamedSharding(mesh, partitioning.mesh_spec("batch")), (batch_size,))
+        self._step: Callable[..., Any] = jax.jit(
+            eval_step(model, num_microbatches), out_shardings=NamedSharding(mesh, PartitionSpec())
+        )
         piece_bytes = np.zeros(model.config.vocab_size, np.int32)
         for task in self._tasks[:1]:
             piece_bytes[: task.vocabulary.size] = task.vocabulary.piece_bytes
@@ -90,13 +96,12 @@ class HeldOutEvaluator:
             "validation",
             self._batch_size,
             max_sequences=self._max_sequences,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            rows=self._rows,
         )
         for batch in batches:
             if cancelled():
                 return None
-            placed = to_devices(batch, self._sharding)
+            placed = to_devices(batch, self._sharding, self._batch_size, self._rows)
             sums = jax.device_get(self._step(params, placed, self._piece_bytes, growth))
             nll += float(sums["nll"])
             correct += float(sums["correct"])
@@ -108,8 +113,3 @@ class HeldOutEvaluator:
             accuracy=correct / tokens,
             tokens=int(tokens),
         )
-
-
-def to_devices(batch: Mapping[str, np.ndarray], sharding: jax.sharding.Sharding) -> dict[str, jax.Array]:
-    """The rows that this process has read, `[batch / processes, length]`, as part of `[batch, length]`."""
-    return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}

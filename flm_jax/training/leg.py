@@ -8,12 +8,13 @@ from typing import Any
 import jax
 import numpy as np
 import optax
-from jax.sharding import NamedSharding
+from jax.sharding import NamedSharding, PartitionSpec
 
 from flm_jax import partitioning
 from flm_jax.grow.freezing import train_only_new
 from flm_jax.grow.lineage import Lineage
 from flm_jax.grow.schedule import Route
+from flm_jax.layers.attention import choose
 from flm_jax.layers.growth_mask import GrowthMask
 from flm_jax.model import PACKED_FEATURES, TASK_NUMBERS
 from flm_jax.tasks.history import History
@@ -96,6 +97,13 @@ class Leg:
         """Where each array of the state lies."""
         return jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
 
+    @property
+    def gradient_shardings(self) -> Any:
+        """Where the optimizer wants each gradient: as its state lies."""
+        return jax.tree.map(
+            lambda leaf: partitioning.split_over_data(leaf.sharding, leaf.shape), self.abstract_state.params
+        )
+
     @contextlib.contextmanager
     def context(self) -> Iterator[None]:
         """In which its programs are traced: the stage's mesh and the axis rules."""
@@ -118,10 +126,17 @@ class Leg:
                 (self.stage.batch_size,), np.int32, sharding=self.row_sharding
             )
         step = jax.jit(
-            train_step(self.model, self.optimizer, self.stage.num_microbatches, mask, num_tasks),
+            train_step(
+                self.model,
+                self.optimizer,
+                self.stage.num_microbatches,
+                mask,
+                num_tasks,
+                self.gradient_shardings,
+            ),
             donate_argnums=0,
             # Fixed, so that one compilation serves: another shape or layout is an error, not a second program.
-            out_shardings=(self.shardings, None),
+            out_shardings=(self.shardings, NamedSharding(self.mesh, PartitionSpec())),
         )
         return step.lower(self.abstract_state, batch)
 
@@ -140,12 +155,21 @@ class Leg:
     def introduction(self) -> str:
         """A line for the log."""
         tokens = self.stage.batch_size * self.route.length
+        mesh = {axis: size for axis, size in self.mesh.shape.items() if size > 1}
         name = f"stage {self.index + 1}/{len(self.route.stages)}: " if len(self.route.stages) > 1 else ""
         return (
             f"{name}{self.config.num_params:,} parameters, steps {self.lineage.step:,} to {self.end:,} of "
             f"{self.stage.batch_size} x {self.route.length} = {tokens:,} tokens, {self.config.dtype}, "
-            f"mesh {dict(self.mesh.shape)}"
+            + (f"mesh {mesh}" if mesh else "one device")
+            + self._kernel()
         )
+
+    def _kernel(self) -> str:
+        """Of attention, for the log; on CPUs there is none."""
+        with self.context():
+            if partitioning.platform() == "cpu":
+                return ""
+            return f", attention {choose(self.config, self.route.length, partitioning.platform())}"
 
 
 def check_mesh(route: Route, index: int) -> None:
@@ -161,4 +185,10 @@ def check_mesh(route: Route, index: int) -> None:
             f"BATCH_SIZE must be a multiple of data x fsdp devices x num_microbatches = "
             f"{mesh.shape['data']} x {mesh.shape['fsdp']} x {stage.num_microbatches}; found {stage.batch_size}"
         )
+    residual = partitioning.mesh_spec("batch", "residual")[1]
+    partitioning.check_divides(
+        route.length, "the length of the sequences", residual, mesh, "change TASK_FEATURE_LENGTHS"
+    )
     partitioning.param_shardings(route.config(index), mesh)
+    with jax.set_mesh(mesh):
+        choose(route.config(index), route.length, partitioning.platform())

@@ -14,7 +14,7 @@ RUN_METADATA = (
     "flm_metadata.json"  # in the MODEL_DIR of a run under t5x, whose checkpoints have no place for it
 )
 # What may change between a checkpoint and the run that continues it: neither shapes nor the function.
-_FREE_FIELDS = ("dtype", "remat", "max_length")
+_FREE_FIELDS = ("dtype", "attention", "remat", "max_length")
 
 
 class CheckpointMismatchError(ValueError):

@@ -7,26 +7,24 @@ before it and the seed, so the newest checkpoint is all there is to resume from:
 import contextlib
 import difflib
 import enum
-import itertools
 import math
 import re
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import gin
 import jax
-import numpy as np
 
 from flm_jax.grow.lineage import Lineage
 from flm_jax.grow.schedule import Route
-from flm_jax.model import TASK_NUMBERS
 from flm_jax.tasks.history import History
 from flm_jax.tasks.reader import Reader
-from flm_jax.training import boundary, data_history, hardware
+from flm_jax.training import boundary, data_history, hardware, processes
 from flm_jax.training.checkpoints import Checkpoints
-from flm_jax.training.held_out import HeldOutEvaluator, to_devices
+from flm_jax.training.feed import Feed
+from flm_jax.training.held_out import HeldOutEvaluator
 from flm_jax.training.leg import Leg
 from flm_jax.training.loss_slope import LossSlope
 from flm_jax.training.metadata import CheckpointMismatchError, Metadata
@@ -106,6 +104,7 @@ class Run:
             list(self.reader.tasks.values()),
             leg.stage.batch_size,
             trainer.eval_sequences,
+            leg.stage.num_microbatches,
         )
         self.speed = Speedometer(leg.config, self.route.length, self.peak)
         log.line(leg.introduction())
@@ -119,24 +118,28 @@ class Run:
             self._compile()
         if trainer.eval_period and self.held_out.missing:
             log.line(f"not evaluated, for want of a validation split: {', '.join(self.held_out.missing)}")
-        if self._evaluation_due() and not log.evaluated_at(self.last_step):
+        if self._evaluation_due() and not processes.of_first(log.evaluated_at(self.last_step)):
             self._evaluate()
         self.speed.restart()
-        with contextlib.closing(self._batches()) as batches:
-            while not self._is_over() and not self.stop.received:
+        with contextlib.closing(
+            Feed(self.reader, leg, self.last_step, with_tasks=bool(self._counted_tasks))
+        ) as feed:
+            while not self._is_over() and not self.stop.asked_for():
                 if self._masked and self.last_step >= leg.lineage.ramp_end:
                     with self.speed.paused():
                         self._compile()
-                self._one_step(next(batches))
+                self._one_step(feed)
         if self._is_over():
             self.checkpoints.pin(self.last_step)
         self._save()
         self.checkpoints.wait()
 
-    def _one_step(self, batch: dict[str, np.ndarray]) -> None:
+    def _one_step(self, feed: Feed) -> None:
         """Takes one step, and does what is due behind it."""
         trainer = self.trainer
-        self.state, metrics = self._train_step(self.state, self._placed(batch))
+        self.state, metrics = self._train_step(self.state, feed.take())
+        if self.last_step + 1 < self.leg.end:
+            feed.place_ahead()
         # Reading the metrics waits for the step. On a CPU with virtual devices, steps that are dispatched on top
         # of each other can deadlock.
         values = self.window.add(jax.device_get(metrics))
@@ -208,6 +211,9 @@ class Run:
     def _restore_or_create(self) -> TrainState:
         """Sets the present stage and the slope's window besides."""
         latest = self.checkpoints.latest_step()
+        processes.check_equal(
+            "newest checkpoint", str(latest), "bind MODEL_DIR to a directory that all of them share"
+        )
         found = None if latest is None else self.checkpoints.metadata(latest)
         lineage = Lineage.from_json(found.growth_record) if found else Lineage()
         if len(lineage.records) >= len(self.route.stages):
@@ -299,20 +305,6 @@ class Run:
             f"compiled the training step{' under the growth mask' if self._masked else ''} in "
             f"{time.perf_counter() - started:.1f} s"
         )
-
-    def _batches(self) -> Generator[dict[str, np.ndarray], None, None]:
-        """The rows of this process of the batches to come, with the task of each row where there are several."""
-        first, size = self.leg.sequences(self.last_step), self.leg.stage.batch_size
-        part = (jax.process_index(), jax.process_count())
-        with contextlib.closing(self.reader.prefetch(first, size, *part)) as batches:
-            for place, batch in zip(itertools.count(first, size), batches, strict=False):
-                if self._counted_tasks:
-                    batch[TASK_NUMBERS] = self.reader.task_numbers(place, size, *part)
-                yield batch
-
-    def _placed(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-        rows = {name: batch.pop(name) for name in (TASK_NUMBERS,) if name in batch}
-        return to_devices(batch, self.leg.batch_sharding) | to_devices(rows, self.leg.row_sharding)
 
     def _changed_data(self, found: Metadata, step: int) -> str | None:
         over = step >= self.leg.end  # then this stage reads no more

@@ -11,6 +11,8 @@ from typing import Any
 import tensorboardX
 from tqdm import tqdm
 
+from flm_jax.training import processes
+
 METRICS_FILE = "metrics.jsonl"
 
 
@@ -24,9 +26,12 @@ class RunLog:
         total_steps: For the progress bar, which is shown on terminals only.
         growths: The steps at which the model has grown. A growth that is recorded at another step was undone by the
             return to a checkpoint before it, and is taken out.
+
+    Of several processes that train together the first writes, and the others are silent.
     """
 
     def __init__(self, model_dir: Path, step: int, total_steps: int, growths: Sequence[int] = ()) -> None:
+        self._writes = processes.is_first()
         self._path = Path(model_dir) / METRICS_FILE
         earlier = read_metrics(model_dir)
         kept = [
@@ -34,10 +39,12 @@ class RunLog:
             for record in earlier
             if record["step"] <= step and ("growth/gap" not in record or record["step"] in growths)
         ]
-        _write_atomically(self._path, "".join(json.dumps(record) + "\n" for record in kept))
         self._evaluated = {
             record["step"] for record in kept if any(name.startswith("eval/") for name in record)
         }
+        if not self._writes:
+            return
+        _write_atomically(self._path, "".join(json.dumps(record) + "\n" for record in kept))
         self._file = self._path.open("a", encoding="utf-8")
         # tensorboardX warns of steps that it purges, which is just what is meant here.
         logging.getLogger("tensorboardX").setLevel(logging.ERROR)
@@ -52,6 +59,8 @@ class RunLog:
         return self
 
     def __exit__(self, *_: Any) -> None:
+        if not self._writes:
+            return
         self._bar.close()
         self._tensorboard.close()
         self._file.close()
@@ -62,13 +71,16 @@ class RunLog:
 
     def line(self, text: str) -> None:
         """Prints one line, above the progress bar where there is one."""
-        tqdm.write(text, file=sys.stdout)
-        sys.stdout.flush()
+        if self._writes:
+            tqdm.write(text, file=sys.stdout)
+            sys.stdout.flush()
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Records named scalars of a step; names have the form `train/loss`."""
         if any(name.startswith("eval/") for name in values):
             self._evaluated.add(step)
+        if not self._writes:
+            return
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         self._file.flush()
         for name, value in values.items():
@@ -77,7 +89,8 @@ class RunLog:
 
     def advance(self) -> None:
         """Moves the progress bar by one step."""
-        self._bar.update()
+        if self._writes:
+            self._bar.update()
 
 
 def read_metrics(model_dir: Path) -> list[dict[str, float]]:

@@ -13,7 +13,7 @@ class Speedometer:
 
     Evaluation and compilation are left out of the time. Utilisation counts tokens that are not padding:
     model FLOPs by `ModelConfig.flops_per_token` (MFU), and those carried out by
-    `ModelConfig.hardware_flops_per_token` (HFU: the whole attention square, and recomputation).
+    `ModelConfig.hardware_flops_per_token` (HFU: whole blocks of attention, and recomputation).
 
     Args:
         config: The model.

@@ -24,7 +24,8 @@ class TrainState(NamedTuple):
 def abstract_state(config: ModelConfig, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
     """Shapes, dtypes and shardings of the state, nothing allocated: for restoring and for ahead-of-time compiling.
 
-    Optimizer leaves in a parameter's shape are split as it is; counters, and means over an axis, are on every device.
+    Optimizer leaves in a parameter's shape are split as it is, and over the data axis besides
+    (`partitioning.split_over_data`); counters, and means over an axis, are on every device.
     """
     whole = NamedSharding(mesh, PartitionSpec())
     shardings = partitioning.param_shardings(config, mesh)
@@ -39,7 +40,8 @@ def abstract_state(config: ModelConfig, optimizer: optax.GradientTransformation,
         if is_hole(leaf):
             return leaf
         split = leaf.shape == param.shape
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=param.sharding if split else whole)
+        sharding = partitioning.split_over_data(param.sharding, leaf.shape) if split else whole
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
     opt_state = optax.tree_map_params(
         optimizer,

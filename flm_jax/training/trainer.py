@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import gin
 import jax
 import optax
 
@@ -15,7 +16,7 @@ from flm_jax.grow.schedule import Route, Stage
 from flm_jax.tasks.history import History
 from flm_jax.tasks.packing import sequence_length
 from flm_jax.tasks.reader import Reader
-from flm_jax.training import data_history
+from flm_jax.training import data_history, processes
 from flm_jax.training.checkpoints import Checkpoints
 from flm_jax.training.leg import Leg, check_mesh
 from flm_jax.training.run import Outcome as Outcome
@@ -87,24 +88,39 @@ class Trainer:
             ValueError: the settings do not fit each other, the data or the checkpoint; each says what to bind.
             FileNotFoundError: no prepared data.
         """
-        if jax.process_count() > 1:
-            raise ValueError(
-                f"flm train runs in one process so far, found {jax.process_count()}: start it once, on all devices"
-            )
+        processes.check_equal(
+            "settings", self._settings(), "start all of them with the same gin files and flags"
+        )
         route = self._check()
         directory = Path(self.model_dir).expanduser()
         history = self._history(route)
         reader = Reader(self.prepared_dir, history, length=route.length, seed=self.seed, split="train")
         self._check_vocabulary(reader)
+        files = {
+            name: [file.sha256 for split in sorted(task.splits) for file in task.counts(split).files]
+            for name, task in reader.tasks.items()
+        }
+        processes.check_equal("prepared data", repr(files), "give all of them the same PREPARED_DIR")
         if not any(directory.glob("checkpoint_*")):
             data_history.check_lasts(reader.plan, history, route.length, route.end_of_run(0, 0))
         directory.mkdir(parents=True, exist_ok=True)
+        processes.check_shared(directory)
         with stop_on_sigterm() as stop:
             checkpoints = Checkpoints(directory, self.checkpoints_to_keep)
             try:
                 return Run(self, route, directory, reader, checkpoints, stop).run()
             finally:
                 checkpoints.close()  # waits: what was begun is durable before the process ends
+
+    def _settings(self) -> str:
+        """What the processes of a run must have in common."""
+        fields = {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if field.name not in ("stages", "optimizer", "schedule")  # whose bindings gin has
+        }
+        stages = [vars(stage) | {"model": stage.model.config} for stage in self.stages]
+        return repr((fields, stages, gin.config_str()))
 
     def _check(self) -> Route:
         """Refuses, before anything is written, what would fail in mid-run."""

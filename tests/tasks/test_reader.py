@@ -41,8 +41,8 @@ def test_any_number_of_processes_sees_the_same_batches(reader: Reader, uneven: P
     for first in (0, 24, 12_345_678):
         # Each process has a reader of its own, and asks in its own order.
         parts = [
-            Reader(uneven, MIXTURE, 128, seed=0).batch(first, 12, index, processes)
-            for index in range(processes)
+            Reader(uneven, MIXTURE, 128, seed=0).batch(first, 12, rows)
+            for rows in np.split(np.arange(12), processes)
         ]
         assert _equal(_joined(parts), reader.batch(first, 12))
     batch = reader.batch(0, 12)
@@ -141,11 +141,9 @@ def test_prefetching_gives_the_same_batches_and_stops(reader: Reader) -> None:
         for step, batch in zip(range(2, 7), batches, strict=False):
             assert _equal(batch, reader.batch(step * 8, 8))
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("reader")]
-    second = reader.prefetch(0, 8, process_index=1, process_count=2)
-    assert _equal(next(second), reader.batch(0, 8, 1, 2))
+    second = reader.prefetch(0, 8, range(4, 8))
+    assert _equal(next(second), reader.batch(0, 8, range(4, 8)))
     second.close()
-    with pytest.raises(ValueError, match=r"3 processes can share equally, found 8.*BATCH_SIZE"):
-        next(reader.prefetch(0, 8, process_count=3))
 
 
 def test_evaluation_reads_all_once_in_one_shape(uneven: Path) -> None:
@@ -156,7 +154,10 @@ def test_evaluation_reads_all_once_in_one_shape(uneven: Path) -> None:
     assert (joined["decoder_segment_ids"] > 0).sum() == task.tokens("train")
     size = task.num_sequences("train")
     assert not any(values[size:].any() for values in joined.values())
-    halves = [_joined(list(evaluation_batches(task, "train", 64, None, index, 2))) for index in range(2)]
+    halves = [
+        _joined(list(evaluation_batches(task, "train", 64, None, range(first, first + 32))))
+        for first in (0, 32)
+    ]
     rows = np.concatenate(
         [half["decoder_target_tokens"].reshape(len(batches), 32, 128) for half in halves], axis=1
     )
@@ -236,12 +237,10 @@ def test_a_history_of_mixtures_is_read_alike_anywhere(uneven: Path, processes: i
     whole = Reader(uneven, history, 128, seed=0)
     for step in (4, 5, 9, 12, 1_000_000, 7, 10**12):
         first, size = history.sequences(step), history.at(step).batch_size
-        parts = [
-            Reader(uneven, history, 128, seed=0).batch(first, size, index, processes)
-            for index in range(processes)
-        ]
+        shares = [tuple(share) for share in np.split(np.arange(size), processes)]
+        parts = [Reader(uneven, history, 128, seed=0).batch(first, size, share) for share in shares]
         assert _equal(_joined(parts), whole.batch(first, size))
-        numbers = [whole.task_numbers(first, size, index, processes) for index in range(processes)]
+        numbers = [whole.task_numbers(first, size, share) for share in shares]
         assert (np.concatenate(numbers) == whole.task_numbers(first, size)).all()
     owner = _owners(uneven, list(whole.tasks))
     rows = whole.batch(0, 300)["decoder_target_tokens"]

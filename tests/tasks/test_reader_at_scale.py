@@ -71,8 +71,11 @@ def test_the_same_batches_from_step_1000000_on_with_any_number_of_processes(
     expected = list(itertools.islice(reader.prefetch(first, 8), 3))
     for processes in (1, 2, 4):
         again = [Reader(folder, SHARES, LENGTH, seed=0) for _ in range(processes)]
+        shares = [tuple(share) for share in np.split(np.arange(8), processes)]
         for step, batch in enumerate(expected):
-            parts = [each.batch(first + 8 * step, 8, index, processes) for index, each in enumerate(again)]
+            parts = [
+                each.batch(first + 8 * step, 8, share) for each, share in zip(again, shares, strict=True)
+            ]
             for name, rows in batch.items():
                 assert np.array_equal(np.concatenate([part[name] for part in parts]), rows)
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from jax.sharding import Mesh
 
 from flm_jax.model import LanguageModel
+from flm_jax.partitioning import MeshShape
 from flm_jax.tasks.corpora import Corpus
 from flm_jax.tasks.examples import tokenize
 from flm_jax.tasks.packing import cut, features, pack
@@ -235,7 +235,7 @@ def test_no_gradient_beside_the_labels(mixed: Path, vocabulary: Vocabulary) -> N
 
     def loss(logits: jax.Array) -> jax.Array:
         sums = model.sums_of(logits, batch)
-        return sums.nll + sums.z_loss
+        return sums.total
 
     size = np.asarray(jnp.abs(jax.grad(loss)(logits)).max(-1))  # [batch, length]
     labels = np.isin(batch["decoder_target_tokens"], [vocabulary.encode(label)[0] for label in (TRUE, FALSE)])
@@ -260,7 +260,7 @@ def test_held_out_accuracy_is_that_of_the_labels(mixed: Path, vocabulary: Vocabu
         at = np.isin(batch["decoder_target_tokens"], [true, false])
         right += int((guess == batch["decoder_target_tokens"])[at].sum())
         statements += int(at.sum())
-    mesh = Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), ("data", "fsdp", "tensor"))
+    mesh = MeshShape(data=1).build(jax.devices()[:1])
     found = HeldOutEvaluator(model, mesh, [task], batch_size=4)(params)
     assert found is not None
     assert statements == 20

@@ -48,7 +48,7 @@ class FirstDevices(MeshShape):
     """As few of the virtual devices as the axes need: compiling for all eight takes the tests three times as long."""
 
     def build(self, devices: list[jax.Device] | None = None) -> jax.sharding.Mesh:
-        needed = abs(self.data) * self.fsdp * self.tensor
+        needed = abs(self.data) * self.fsdp * self.tensor * self.sequence * self.stage
         return super().build(jax.devices()[:needed] if devices is None else devices)
 
 

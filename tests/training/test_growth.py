@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from flm_jax import LanguageModel, generation, optimizer
 from flm_jax.grow.errors import (
@@ -28,6 +29,7 @@ from flm_jax.partitioning import MeshShape
 from flm_jax.tasks.history import History
 from flm_jax.tasks.reader import Reader
 from flm_jax.training.checkpoints import load_params
+from flm_jax.training.feed import Feed
 from flm_jax.training.leg import Leg
 from flm_jax.training.metadata import CheckpointMismatchError
 from flm_jax.training.run import Run
@@ -126,12 +128,14 @@ def test_the_data_goes_on_where_it_stood(
     prepared_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[np.ndarray] = []
-    one_step = Run._one_step
-    monkeypatch.setattr(
-        Run,
-        "_one_step",
-        lambda self, batch: (seen.append(batch["decoder_target_tokens"]), one_step(self, batch))[1],
-    )
+    take = Feed.take
+
+    def taken(feed: Feed) -> Any:
+        batch = take(feed)
+        seen.append(np.asarray(batch["decoder_target_tokens"]))
+        return batch
+
+    monkeypatch.setattr(Feed, "take", taken)
     growing(tmp_path, prepared_dir).run()
     reader = Reader(prepared_dir, runs.MIXTURE, {"targets": 64}, seed=0)
     np.testing.assert_array_equal(np.concatenate(seen), reader.batch(0, 100)["decoder_target_tokens"])
@@ -178,9 +182,9 @@ def test_after_the_ramp_the_compiled_step_has_no_mask_in_it() -> None:
     with leg.context():
         masked, plain = (leg.lower(masked).as_text() for masked in (True, False))
         never_grown = jax.jit(
-            train_step(LanguageModel(leg.config), leg.optimizer),
+            train_step(LanguageModel(leg.config), leg.optimizer, gradient_shardings=leg.gradient_shardings),
             donate_argnums=0,
-            out_shardings=(leg.shardings, None),
+            out_shardings=(leg.shardings, NamedSharding(leg.mesh, PartitionSpec())),
         )
         batch = {name: jax.ShapeDtypeStruct((8, 64), np.int32, sharding=leg.batch_sharding) for name in
                  ("decoder_input_tokens", "decoder_target_tokens", "decoder_loss_weights", "decoder_segment_ids",

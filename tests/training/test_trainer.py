@@ -40,10 +40,10 @@ class Poisoned(LanguageModel):
         super().__init__(runs.CONFIG)
         self.poison = poison  # [bad batches, length] targets
 
-    def token_sums(self, params: Any, batch: Any, growth: Any = None) -> TokenSums:
-        sums = super().token_sums(params, batch, growth)
+    def token_sums(self, *arguments: Any) -> TokenSums:
+        sums, batch = super().token_sums(*arguments), arguments[1]
         bad = jnp.any(jnp.all(batch["decoder_target_tokens"][:, None] == self.poison, axis=-1))
-        return sums._replace(nll=sums.nll * jnp.where(bad, jnp.nan, 1.0))
+        return sums._replace(total=sums.total * jnp.where(bad, jnp.nan, 1.0))
 
 
 def first_rows(prepared_dir: Path, steps: list[int]) -> np.ndarray:
