@@ -147,11 +147,12 @@ def test_what_makes_a_run_repeatable_is_on() -> None:
 def test_axis_names_without_a_rule_of_t5x_are_added() -> None:
     """Every axis of a parameter or an activation is in t5x's standard rules or in ours."""
     standard = {"batch", "vocab", "embed", "mlp", "heads", "kv", "joined_kv", "length", "layers", "stack"}
-    text = (ROOT / "gin_configs/t5x/pretrain.gin").read_text()
-    (line,) = [line for line in text.splitlines() if "additional_rules" in line]
-    added = {name for name, _ in ast.literal_eval(line.partition("=")[2].strip())}
+    pretrain, inference = (
+        re.search(r"additional_rules = (\[.*?\])$", (ROOT / path).read_text(), re.DOTALL | re.MULTILINE)
+        for path in ("gin_configs/t5x/pretrain.gin", "gin_configs/t5x/inference.gin")
+    )
+    assert pretrain and inference and pretrain[1] == inference[1]
+    added = {name for name, _ in ast.literal_eval(pretrain[1])}
     from flm_jax.partitioning import LOGICAL_AXIS_RULES
 
     assert {name for name, _ in LOGICAL_AXIS_RULES} == (standard & {n for n, _ in LOGICAL_AXIS_RULES}) | added
-    inference = (ROOT / "gin_configs/t5x/inference.gin").read_text()
-    assert line in inference.splitlines()
