@@ -236,9 +236,10 @@ def test_stacking_jumps_and_says_so(
 
 def test_another_mesh_behind_the_boundary(prepared_dir: Path, tmp_path: Path) -> None:
     wide = dataclasses.replace(SMALL, d_model=32, num_heads=6)
+    # At 3e-3 the rounding of other sums grows to 1.3e-5 behind the growth on one kind of CPU; here it is 1.4e-6.
     stages = [
-        stage(SMALL, mesh=runs.FirstDevices(1, 1, 2), steps=3),
-        stage(wide, mesh=runs.FirstDevices(1, 2, 1), steps=3, method="lemon"),
+        stage(SMALL, mesh=runs.FirstDevices(1, 1, 2), steps=3, learning_rate=1e-3),
+        stage(wide, mesh=runs.FirstDevices(1, 2, 1), steps=3, learning_rate=1e-3, method="lemon"),
     ]
     growing(tmp_path / "meshes", prepared_dir, stages=stages).run()
     one = [dataclasses.replace(each, mesh=runs.FirstDevices()) for each in stages]
