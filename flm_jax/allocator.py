@@ -17,9 +17,7 @@ def keep_freed_memory() -> None:
     and go back to it, which has to clear their pages each time. Kept, they cost memory: the process stays as large as
     it has ever been. Does nothing beside an accelerator, or another C library than glibc.
     """
-    accelerators = any(
-        importlib.util.find_spec(name) for name in ("libtpu", "jax_cuda12_plugin", "jax_cuda13_plugin")
-    )
+    accelerators = any(importlib.util.find_spec(name) for name in ("libtpu", "jax_plugins"))
     if sys.platform != "linux" or os.environ.get("JAX_PLATFORMS", "" if accelerators else "cpu") != "cpu":
         return
     try:

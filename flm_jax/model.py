@@ -134,6 +134,12 @@ class LanguageModel:
         """Next-token logits `[batch, length, vocab]` of a batch, documents kept apart."""
         return self._decode(params, batch, growth)
 
+    def hidden(
+        self, params: Any, batch: Batch, growth: GrowthMask | None = None, num_microbatches: int = 1
+    ) -> jax.Array:
+        """What the readout reads, `[batch, length, d_model]`."""
+        return self._decode(params, batch, growth, num_microbatches, return_hidden=True)
+
     def _decode(
         self,
         params: Any,
@@ -163,7 +169,11 @@ class LanguageModel:
             growth: Hides what a growth has added while its mask ramps.
             num_microbatches: Into which pipeline stages divide the batch.
         """
-        hidden = self._decode(params, batch, growth, num_microbatches, return_hidden=True)
+        hidden = self.hidden(params, batch, growth, num_microbatches)
+        return self.token_sums_of(hidden, params, batch)
+
+    def token_sums_of(self, hidden: jax.Array, params: Any, batch: Batch) -> TokenSums:
+        """`token_sums` from what `hidden` has made of the batch, `[batch, length, d_model]`."""
         settings = Settings(self.config.logit_scale, self._z_loss, self._loss_chunk, TASK_NUMBERS in batch)
         weights = batch["decoder_loss_weights"]
         sums, each = chunked_loss(

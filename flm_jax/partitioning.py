@@ -35,13 +35,15 @@ LOGICAL_AXIS_RULES: tuple[tuple[str, Any], ...] = (
     ("heads", "tensor"),
     ("mlp", "tensor"),
     ("embed", "fsdp"),
-    ("looked_up", "tensor"),  # the columns of the token table while rows are looked up in it
     ("queries", None),  # the query heads of one key-value head stay with it
     ("kv", None),
     ("layers", "stage"),
     ("length", "sequence"),  # of what heads and FFN units make
     ("keys", None),  # the length of keys and values: every query looks at all before it
     ("residual", ("sequence", "tensor")),  # the length of the residual stream
+    # The columns of the token table while rows are looked up in it; of the rows, after the length has taken tensor.
+    ("looked_up", ("stage", "tensor")),
+    ("looked_up", "stage"),
 )
 _NAMES = frozenset(name for name, _ in LOGICAL_AXIS_RULES)
 

@@ -147,8 +147,9 @@ def test_constraints_reach_the_program() -> None:
         rows + r', \{"sequence"\}, \{"tensor"\}, \{\}\].*4x8x4x8',  # queries
         rows + r', \{\}, \{"tensor"\}, \{\}\].*4x8x4x8',  # keys and values
         rows + r', \{"sequence"\}, \{"tensor"\}\].*4x8x40',  # FFN units
-        r'\[\{\}, \{"tensor"\}\].*96x24',  # the table while rows are looked up in it
-        rows + r', \{"sequence"\}, \{"tensor"\}\].*4x8x24',  # the rows
+        r'\[\{\}, \{"stage", "tensor"\}\].*96x24',  # the table while rows are looked up in it
+        rows + r', \{"sequence"\}, \{"stage", "tensor"\}\].*4x8x24',  # the rows
+        rows + r', \{"sequence", "tensor"\}, \{"stage"\}\].*4x8x24',  # on their way to whole ones
         rows + r', \{"sequence", "tensor"\}, \{\}\].*4x8x24',  # the residual stream
         rows + r', \{"sequence"\}, \{"stage", "tensor"\}\].*4x8x96',  # logits
     ):

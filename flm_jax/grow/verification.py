@@ -17,7 +17,9 @@ from flm_jax.grow.errors import FunctionChangedError
 from flm_jax.grow.leaf import check_shapes
 from flm_jax.grow.planning import GrowthPlan
 from flm_jax.grow.tolerances import LOGITS, LOSS
+from flm_jax.layers.readout import logits
 from flm_jax.model import Batch, LanguageModel
+from flm_jax.network import readout_table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,22 +97,24 @@ class Gate:
         # The source too in the target's own, so that a change of it at the growth is not taken for one of the function.
         own = self._plan.target.dtype
         dtypes = [precision] + ([own] if own == "bfloat16" else [])
-        logits, losses = [], []
+        firsts, losses = [], []
         for dtype in dtypes:
             model = self._model.with_config(dataclasses.replace(config, dtype=dtype, attention="auto"))
 
             def look(params: Any, batch: Batch, model: LanguageModel = model) -> tuple[jax.Array, jax.Array]:
-                found = model.logits(params, batch, self._plan.mask(0.0) if grown else None)
-                sums = model.sums_of(found, batch)
+                hidden = model.hidden(params, batch, self._plan.mask(0.0) if grown else None)
+                sums = model.token_sums_of(hidden, params, batch)
+                # Of one sequence: all logits together would take more memory than a training step.
+                found = logits(hidden[:1], readout_table(params, model.config), model.config)
                 old_tokens = found[0, :, : self._plan.source.vocab_size]
                 return old_tokens, sums.nll / jnp.maximum(sums.weight, 1)
 
             with jax.default_matmul_precision("highest"):
                 first, loss = jax.jit(look)(params, batch)
-            logits.append(first)
+            firsts.append(first)
             losses.append(float(loss))
         # Of several processes each has a part of them.
-        return np.asarray(multihost_utils.process_allgather(logits[0], tiled=True)), losses
+        return np.asarray(multihost_utils.process_allgather(firsts[0], tiled=True)), losses
 
 
 def verify(

@@ -38,7 +38,7 @@ class Checkpoints:
     def __init__(self, model_dir: Path, to_keep: int = 2, clean_up: bool = True) -> None:
         self._model_dir = Path(model_dir)
         self._policy = _NewestAndPinned(to_keep)
-        self._manager = ocp.CheckpointManager(
+        self._manager = _Manager(
             self._model_dir.absolute(),
             options=ocp.CheckpointManagerOptions(
                 step_prefix="checkpoint",
@@ -164,6 +164,17 @@ class Checkpoints:
                 f"{self._model_dir}/checkpoint_{step} is of another run: {'; '.join(differences)}. Restore these "
                 "settings to go on with it, or bind MODEL_DIR to a new directory to begin anew."
             )
+
+
+class _Manager(ocp.CheckpointManager):
+    """Orbax's, which leaves it to `StopRequest` to ask whether the processes have been preempted.
+
+    Asked by both, with numbers of their own, JAX would agree on a number that the other reaches long afterwards.
+    """
+
+    def reached_preemption(self, step: int) -> bool:
+        """Never: the run saves by itself where it stops."""
+        return False
 
 
 class _NewestAndPinned(LatestN):

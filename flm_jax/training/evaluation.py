@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from flm_jax import partitioning
 from flm_jax.grow.lineage import Lineage
 from flm_jax.model import LanguageModel
 from flm_jax.partitioning import MeshShape
@@ -95,7 +96,8 @@ def evaluate(
     config = dataclasses.replace(config, attention="auto")  # it may have been trained on other devices
     evaluator = HeldOutEvaluator(LanguageModel(config), mesh, tasks, batch_size, num_sequences)
     mask = Lineage.from_json(metadata.growth_record).mask_at(found_step)
-    losses = evaluator(params, growth=mask)
+    with jax.set_mesh(mesh), partitioning.axis_rules():
+        losses = evaluator(params, growth=mask)
     if not losses:
         raise ValueError(
             f"expected a validation split in {directory}, found none in {', '.join(task.name for task in tasks)}"

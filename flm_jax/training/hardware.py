@@ -35,13 +35,14 @@ def peak(dtype: str, devices: list[jax.Device]) -> Peak:
     """Peak matmul rate of `devices`.
 
     On a CPU the rate is measured with matmuls of `dtype` on the whole machine, whose cores all virtual devices
-    share; on chips it is the data sheet's bfloat16 rate, whatever `dtype` is.
+    share, times the processes, each of which is taken to have a machine; on chips it is the data sheet's bfloat16
+    rate, whatever `dtype` is.
     """
     kind = devices[0].device_kind
     for part, rate in _DATA_SHEET:
         if part.lower() in kind.lower():
             return Peak(rate * len(devices), f"{len(devices)} x {kind}, data sheet, bfloat16")
-    count = 1 if devices[0].platform == "cpu" else len(devices)
+    count = len({device.process_index for device in devices} if devices[0].platform == "cpu" else devices)
     return Peak(measured(dtype) * count, f"{kind}, measured {dtype} matmul")
 
 

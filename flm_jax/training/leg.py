@@ -189,6 +189,10 @@ def check_mesh(route: Route, index: int) -> None:
     partitioning.check_divides(
         route.length, "the length of the sequences", residual, mesh, "change TASK_FEATURE_LENGTHS"
     )
+    partitioning.check_divides(
+        route.config(index).d_model, "the columns of the token table", partitioning.mesh_spec("looked_up")[0], mesh,
+        "change ModelConfig.d_model",
+    )  # fmt: skip
     partitioning.param_shardings(route.config(index), mesh)
     with jax.set_mesh(mesh):
         choose(route.config(index), route.length, partitioning.platform())

@@ -1,7 +1,9 @@
 """What travels beside the arrays of a checkpoint, and what of it a run must share to go on."""
 
 import dataclasses
+import difflib
 import json
+import re
 from typing import Any, Literal
 
 from flm_jax.config import ModelConfig
@@ -160,3 +162,10 @@ def config_mismatches(found: ModelConfig, wanted: ModelConfig) -> list[str]:
         for name, ours in wanted.to_json().items()
         if name not in _FREE_FIELDS and (theirs := getattr(found, name)) != ours
     ]
+
+
+def changed_lines(before: str, now: str) -> list[str]:
+    """The settings that differ between two texts with a line `name = value` each: `- ` as it was, `+ ` as it is."""
+    lines = difflib.ndiff(before.splitlines(), now.splitlines())
+    # gin writes comments and rulers between the bindings.
+    return [line for line in lines if re.match(r"[-+] [^#]*=", line)]

@@ -10,6 +10,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from flm_jax.training.metadata import changed_lines
+
 # As `jax.distributed.initialize` wants them; JAX itself reads the first.
 _VARIABLES = {
     "coordinator": "JAX_COORDINATOR_ADDRESS",
@@ -18,6 +20,7 @@ _VARIABLES = {
 }
 _NO_CLUSTER = "coordinator_address should be defined"  # JAX's message where it finds no cluster
 _TOO_LATE = "must be called before"  # and where it has been used already
+_NUM_TASKS = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
 # For the others, when one ends with an error: JAX would wait for five minutes.
 _SHUTDOWN_SECONDS = 60
 
@@ -34,7 +37,8 @@ def join(
     What is given wins over the environment (`JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES`, `JAX_PROCESS_ID`), and that
     over what JAX finds by itself: Slurm's variables, Open MPI's, a Cloud TPU's metadata, Kubernetes'. Under Slurm and
     Open MPI JAX gives each process one GPU; one that is told by flags or environment where the others are takes all
-    that it sees. A Slurm job of one task stays alone, and so does a process that has used JAX already.
+    that it sees. A Slurm job of one task stays alone, and so does a process that has used JAX already, unless
+    Slurm or Open MPI says that there are others.
 
     Args:
         coordinator: `host:port` of process 0, which every process can reach.
@@ -55,7 +59,8 @@ def join(
         try:
             jax.distributed.initialize(shutdown_timeout_seconds=_SHUTDOWN_SECONDS)
         except RuntimeError as error:
-            if _TOO_LATE not in str(error):
+            # Said before JAX looks for a cluster, in which this would be one of many that train alone.
+            if _TOO_LATE not in str(error) or any(os.environ.get(name, "1") != "1" for name in _NUM_TASKS):
                 raise
         except ValueError as error:
             if _NO_CLUSTER not in str(error):
@@ -99,11 +104,11 @@ def check_equal(what: str, value: str, otherwise: str) -> None:
 
     Args:
         what: They differ in, for the message.
-        value: This process'.
+        value: This process', with a line for each thing that may differ.
         otherwise: What to do about it.
 
     Raises:
-        ProcessesDifferError: in every process, naming those that differ from the first.
+        ProcessesDifferError: in every process, naming those that differ from the first; in these, with the lines.
     """
     if jax.process_count() == 1:
         return
@@ -111,11 +116,20 @@ def check_equal(what: str, value: str, otherwise: str) -> None:
     all_ = np.asarray(multihost_utils.process_allgather(digest))
     differ = [index for index, other in enumerate(all_) if not np.array_equal(other, all_[0])]
     if differ:
+        changed = changed_lines(_text_of_first(value), value)
         raise ProcessesDifferError(
             f"expected all {jax.process_count()} processes to have the same {what}, but "
-            f"{', '.join(f'process {index}' for index in differ)} differs from process 0 (this is process "
-            f"{jax.process_index()}, with {value[:200]!r}); {otherwise}"
+            f"{', '.join(f'process {index}' for index in differ)} differs from process 0; {otherwise}. This is process "
+            f"{jax.process_index()}" + "".join(f"\n  {line}" for line in changed)
         )
+
+
+def _text_of_first(text: str) -> str:
+    """Process 0's."""
+    own = np.frombuffer(text.encode(), np.uint8)
+    length = int(multihost_utils.broadcast_one_to_all(np.asarray(len(own))))
+    same_length = np.resize(own, length)  # as a broadcast wants it; only process 0's counts
+    return bytes(np.asarray(multihost_utils.broadcast_one_to_all(same_length)).astype(np.uint8)).decode()
 
 
 def check_shared(directory: Path) -> None:

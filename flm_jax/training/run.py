@@ -5,10 +5,8 @@ before it and the seed, so the newest checkpoint is all there is to resume from:
 """
 
 import contextlib
-import difflib
 import enum
 import math
-import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,7 +25,7 @@ from flm_jax.training.feed import Feed
 from flm_jax.training.held_out import HeldOutEvaluator
 from flm_jax.training.leg import Leg
 from flm_jax.training.loss_slope import LossSlope
-from flm_jax.training.metadata import CheckpointMismatchError, Metadata
+from flm_jax.training.metadata import CheckpointMismatchError, Metadata, changed_lines
 from flm_jax.training.progress import progress_line
 from flm_jax.training.run_log import RunLog
 from flm_jax.training.speed import Speedometer
@@ -212,7 +210,7 @@ class Run:
         """Sets the present stage and the slope's window besides."""
         latest = self.checkpoints.latest_step()
         processes.check_equal(
-            "newest checkpoint", str(latest), "bind MODEL_DIR to a directory that all of them share"
+            "newest checkpoint", f"step = {latest}", "bind MODEL_DIR to a directory that all of them share"
         )
         found = None if latest is None else self.checkpoints.metadata(latest)
         lineage = Lineage.from_json(found.growth_record) if found else Lineage()
@@ -239,7 +237,7 @@ class Run:
             if found.gin_config:  # none is known of a run under t5x, or from Python
                 self.changed = [
                     f"changed since the checkpoint: {line}"
-                    for line in _changed_lines(found.gin_config, wanted.gin_config)
+                    for line in changed_lines(found.gin_config, wanted.gin_config)
                 ]
             self.changed += filter(None, [self._changed_data(found, latest)])
             return self.checkpoints.restore(latest, self.leg.abstract_state, wanted)
@@ -351,7 +349,7 @@ class Run:
         step = self.last_step
         with self.speed.paused():
             tasks = self.held_out(
-                self.state.params, cancelled=lambda: self.stop.received, growth=self.leg.lineage.mask_at(step)
+                self.state.params, cancelled=self.stop.asked_for, growth=self.leg.lineage.mask_at(step)
             )
             if tasks is None:
                 return
@@ -367,10 +365,3 @@ class Run:
                     f"eval {step:>6}  {name}: loss {found.loss:.4f} nats/token, {found.bits_per_byte:.4f} bits/byte "
                     f"({found.tokens:,} tokens)"
                 )
-
-
-def _changed_lines(before: str, now: str) -> list[str]:
-    """The bindings that differ between two gin configurations: `- ` as it was, `+ ` as it is."""
-    lines = difflib.ndiff(before.splitlines(), now.splitlines())
-    # gin writes comments and rulers between the bindings.
-    return [line for line in lines if re.match(r"[-+] [^#]*=", line)]

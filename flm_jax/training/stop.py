@@ -20,7 +20,7 @@ class StopRequest:
     _asked = 0
 
     def asked_for(self) -> bool:
-        """Asked once before every step: whether the run stops here."""
+        """Whether the run stops here; all processes ask before every step and every batch of an evaluation."""
         if jax.process_count() > 1 and not self.received:
             # Counted from the start of the process: a signal that came before the first question sets the point to 1.
             self._asked += 1

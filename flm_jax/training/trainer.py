@@ -100,7 +100,8 @@ class Trainer:
             name: [file.sha256 for split in sorted(task.splits) for file in task.counts(split).files]
             for name, task in reader.tasks.items()
         }
-        processes.check_equal("prepared data", repr(files), "give all of them the same PREPARED_DIR")
+        found = "\n".join(f"{name} = {hashes}" for name, hashes in files.items())
+        processes.check_equal("prepared data", found, "give all of them the same PREPARED_DIR")
         if not any(directory.glob("checkpoint_*")):
             data_history.check_lasts(reader.plan, history, route.length, route.end_of_run(0, 0))
         directory.mkdir(parents=True, exist_ok=True)
@@ -120,7 +121,13 @@ class Trainer:
             if field.name not in ("stages", "optimizer", "schedule")  # whose bindings gin has
         }
         stages = [vars(stage) | {"model": stage.model.config} for stage in self.stages]
-        return repr((fields, stages, gin.config_str()))
+        lines = [f"Trainer.{name} = {value!r}" for name, value in fields.items()]
+        lines += [
+            f"stage {index}: {name} = {value!r}"
+            for index, stage in enumerate(stages, 1)
+            for name, value in stage.items()
+        ]
+        return "\n".join([*lines, gin.config_str(max_line_length=10_000)])
 
     def _check(self) -> Route:
         """Refuses, before anything is written, what would fail in mid-run."""

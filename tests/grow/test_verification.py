@@ -8,9 +8,11 @@ import jax
 import numpy as np
 import pytest
 
-from flm_jax import grow
+from flm_jax import LanguageModel, grow
+from flm_jax.grow import verification
 from flm_jax.grow.errors import FunctionChangedError, GrowthError
 from flm_jax.grow.planning import GrowthPlan
+from flm_jax.layers import readout
 from flm_jax.parameters import Parameter, Role
 from tests.grow.growths import config64, drawn_params, grown_config, over_rows
 from tests.models import LLAMA, random_batch, small_config
@@ -149,3 +151,24 @@ def test_parameters_of_another_model_are_refused() -> None:
     fewer = {name: value for name, value in drawn_params(small_config()).items() if name != "final_norm"}
     with pytest.raises(GrowthError, match=r"not those of the plan's model: .*final_norm.* on one side only"):
         plan.params(fewer, KEY)
+
+
+def test_one_sequence_alone_is_read_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All logits of a batch would take more memory than a training step, which never has them."""
+    read = []
+
+    def logits(hidden: jax.Array, *rest: Any) -> jax.Array:
+        read.append(hidden.shape)
+        return readout.logits(hidden, *rest)
+
+    monkeypatch.setattr(verification, "logits", logits)
+    with jax.enable_x64(True):
+        for tied in (True, False):
+            config = dataclasses.replace(SOURCE, tied_readout=tied)
+            plan = grow.plan(config, dataclasses.replace(config, d_model=36), "msg")
+            params = drawn_params(config)
+            found = grow.verify(plan, params, batch=random_batch(config, 3, 12))
+            expected = LanguageModel(config).token_sums(params, random_batch(config, 3, 12))
+            assert found.loss_before == pytest.approx(float(expected.nll / expected.weight), rel=1e-12)
+            assert found.logits <= 1e-12
+    assert read == [(1, 12, 24), (1, 12, 36)] * 2

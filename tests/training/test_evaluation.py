@@ -6,10 +6,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import jax
 import pytest
 
-from flm_jax import cli
+from flm_jax import ModelConfig, cli, network
 from flm_jax.grow.lineage import Lineage
+from flm_jax.layers import attention
 from flm_jax.training import continuation
 from flm_jax.training.checkpoint_growth import CheckpointGrowth, Settings
 from flm_jax.training.evaluation import evaluate
@@ -93,3 +95,18 @@ def test_mistakes(model_dir: Path, prepared_dir: Path, tmp_path: Path, capsys: A
     del values["splits"]["validation"]
     (other / "zh/manifest.json").write_text(json.dumps(values))
     assert "expected a validation split" in failure(model_dir, other)
+
+
+def test_attention_knows_that_it_is_on_one_device(
+    model_dir: Path, prepared_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a mesh, and with more devices in sight than it uses, it would have to do without a kernel."""
+    meshes = []
+
+    def choose(config: ModelConfig, length: int, platform: str) -> str:
+        meshes.append(jax.sharding.get_abstract_mesh().shape)
+        return attention.choose(config, length, platform)
+
+    monkeypatch.setattr(network, "choose", choose)
+    evaluate(str(model_dir), str(prepared_dir), num_sequences=8)
+    assert meshes and all(mesh and set(mesh.values()) == {1} for mesh in meshes)

@@ -1,5 +1,6 @@
 """The same step on one device and on eight: each kind of parallelism alone and with each other."""
 
+import dataclasses
 import functools
 import itertools
 import re
@@ -15,10 +16,12 @@ from jax.experimental import topologies
 
 from flm_jax import LanguageModel, optimizer, partitioning
 from flm_jax.config import ModelConfig
+from flm_jax.grow.schedule import Route, Stage
 from flm_jax.layers import dense
 from flm_jax.layers.growth_mask import GrowthMask
 from flm_jax.model import PACKED_FEATURES
 from flm_jax.partitioning import MeshShape
+from flm_jax.training.leg import check_mesh
 from flm_jax.training.state import abstract_state, create_state
 from flm_jax.training.step import gradients, skipping_non_finite, train_step
 from tests.models import random_batch, random_params, small_config
@@ -175,15 +178,34 @@ def test_under_tensor_parallelism_nothing_is_laid_out_anew() -> None:
         "rows of the table, from columns to lengths"
     )
     gathered = set(re.findall(r"= f32\[([\d,]+)\]\S* all-gather", text))
-    assert not gathered & {"8,4,32", "32,8,4", "32,48", "48,32"}, gathered
+    assert not gathered & {"8,4,32", "32,8,4", "32,32", "32,48", "48,32"}, gathered
+
+
+@pytest.mark.parametrize(
+    "shape", [of(data=2, stage=2, tensor=2), of(data=4, stage=2)], ids=["data-stage-tensor", "data-stage"]
+)
+def test_no_device_has_the_whole_token_table(shape: MeshShape, capfd: pytest.CaptureFixture) -> None:
+    """Its rows are looked up, and their gradient added up, in a part of the columns."""
+    config = dataclasses.replace(CONFIG, vocab_size=4096)
+    text = lowered(shape, config, 2).compile().as_text()
+    assert "f32[4096,32]" not in text and re.search(r"f32\[4096,(8|16)\]", text)
+    assert "full rematerialization" not in capfd.readouterr().err
+
+
+def test_a_token_table_that_does_not_divide_is_refused() -> None:
+    config = dataclasses.replace(CONFIG, d_model=36)
+    stage = Stage(LanguageModel(config), steps=1, batch_size=8, mesh=of(stage=2, tensor=4))
+    with pytest.raises(
+        ValueError, match="columns of the token table of 36 entries .* 'stage' x 'tensor' of 2 x 4"
+    ):
+        check_mesh(Route.of([stage], 32), 0)
 
 
 def test_grouped_queries_are_split_by_length() -> None:
     """Four heads over two: scores of a device's own quarter of 32 queries."""
     config = small_config(num_kv_heads=2, num_heads=4, num_layers=8)
-    text = lowered(of(data=2, sequence=4), config).as_text()
     compiled = lowered(of(data=2, sequence=4), config).compile().as_text()
-    assert "8x32" in text and re.search(r"f32\[\d+,\d+,8,32\]", compiled)
+    assert re.search(r"f32\[\d+,\d+,8,32\]", compiled)
     assert not re.search(r"f32\[\d+,\d+,(32|64),32\]", compiled)
 
 

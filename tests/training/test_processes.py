@@ -8,9 +8,11 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
+from flm_jax import partitioning
 from flm_jax.training import processes
 from flm_jax.training.placement import local_rows, to_devices
 from flm_jax.training.run_log import read_metrics
@@ -56,6 +58,12 @@ MESHES = {
 }
 
 
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
 def of_ours(output: str) -> str:
     """What is left without Gloo's greetings, whose threads write into each other's lines, piece by piece."""
     pieces = (
@@ -88,10 +96,7 @@ class Runs:
         return [self.start(model_dir, 4)]
 
     def two(self, model_dir: Path, *of_second: str) -> list[subprocess.Popen[str]]:
-        with socket.socket() as found:
-            found.bind(("127.0.0.1", 0))
-            port = found.getsockname()[1]
-        common = (f"--coordinator=127.0.0.1:{port}", "--num_processes=2")
+        common = (f"--coordinator=127.0.0.1:{free_port()}", "--num_processes=2")
         flags: tuple[tuple[str, ...], ...] = ((), of_second)
         return [
             self.start(model_dir, 2, *common, f"--process_id={index}", *flags[index]) for index in range(2)
@@ -126,16 +131,19 @@ def stop_before_the_first_step(started: list[subprocess.Popen[str]], model_dir: 
 def test_two_processes_train_grow_stop_and_restore_as_one(
     prepared_dir: Path, tmp_path: Path, mesh: str
 ) -> None:
-    """Two begin, one goes on (with `rows`), two finish; against one that does all of it."""
+    """Two begin and go on, with `rows` one goes on, two finish; against one that does all of it."""
     make = Runs(tmp_path, prepared_dir, mesh)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     (process,) = make.one(whole)
     runs.finish(process)
-    stop_at(make.two(parts), parts, 4)
+    if mesh != "sequence":
+        stop_at(make.two(parts), parts, 4)
     if mesh == "rows":
         steps = len(read_metrics(parts))
         stop_before_the_first_step(make.two(parts), parts)
         assert len(read_metrics(parts)) <= steps + 1
+        stop_at(make.two(parts), parts, 12)  # behind a checkpoint, while it evaluates
+        assert read_metrics(parts)[-1]["step"] == 12
         stop_at(make.one(parts), parts, 15)
     first, second = make.two(parts)
     out, _ = runs.finish(first)
@@ -162,7 +170,48 @@ def test_processes_with_other_settings_are_refused(prepared_dir: Path, tmp_path:
     for process in make.two(tmp_path / "run", "--gin.RANDOM_SEED=7"):
         _, err = runs.finish(process, 2)
         assert "all 2 processes to have the same settings, but process 1 differs" in err
+    assert "+ Trainer.seed = 7" in err
     assert not (tmp_path / "run").exists()
+
+
+DIFFER = """
+import sys
+from pathlib import Path
+from flm_jax.training import processes
+index, port, directory = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+processes.join(f"127.0.0.1:{port}", 2, index)
+processes.check_equal("settings", "a = 1\\nb = 2", "never")
+for check in (
+    lambda: processes.check_equal("settings", f"{'a = 1' * 99}\\nb = {index}", "give both the same"),
+    lambda: processes.check_shared(Path(directory)),
+):
+    try:
+        check()
+    except processes.ProcessesDifferError as error:
+        print("refused:", error)
+"""
+
+
+def test_what_differs_between_processes_is_said(tmp_path: Path) -> None:
+    """By its line, in the one that differs; and a directory that is another one there."""
+    script, port = tmp_path / "differ.py", free_port()
+    script.write_text(DIFFER)
+    started = []
+    for index in range(2):
+        directory = tmp_path / f"of_{index}"
+        directory.mkdir()
+        command = [sys.executable, str(script), str(index), str(port), str(directory)]
+        started.append(
+            subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=runs.environment()
+            )
+        )
+    first, second = (runs.finish(process)[0] for process in started)
+    for out in (first, second):
+        assert out.count("refused:") == 2
+        assert "same settings, but process 1 differs from process 0; give both the same" in out
+        assert "expected one directory for all 2 processes, but process 1 cannot see" in out
+    assert "This is process 1\n  - b = 0\n  + b = 1" in second and "b = " not in first
 
 
 @pytest.mark.parametrize(
@@ -193,6 +242,14 @@ def test_the_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
         processes.join()
 
 
+@pytest.mark.parametrize("variable", ["SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"])
+def test_one_of_many_that_has_used_jax_is_refused(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    jax.devices()
+    monkeypatch.setenv(variable, "4")
+    with pytest.raises(RuntimeError, match="must be called before"):
+        processes.join()
+
+
 def test_alone_a_process_stays_alone() -> None:
     processes.join()
     processes.check_equal("anything", "x", "")
@@ -200,10 +257,6 @@ def test_alone_a_process_stays_alone() -> None:
 
 
 def test_rows_come_back_as_they_were() -> None:
-    import jax
-
-    from flm_jax import partitioning
-
     mesh = partitioning.MeshShape(2, 2, 1, 2).build()
     batch = {"x": np.arange(8 * 6).reshape(8, 6)}
     sharding = partitioning.batch_sharding(mesh)

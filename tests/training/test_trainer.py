@@ -20,7 +20,7 @@ from flm_jax.optimizer import adamw
 from flm_jax.partitioning import MeshShape
 from flm_jax.training import run as run_module
 from flm_jax.training.checkpoints import Checkpoints, load_params
-from flm_jax.training.metadata import CheckpointMismatchError, Metadata
+from flm_jax.training.metadata import CheckpointMismatchError, Metadata, changed_lines
 from flm_jax.training.run_log import read_metrics
 from flm_jax.training.state import abstract_state
 from flm_jax.training.step import skipping_non_finite
@@ -101,7 +101,7 @@ def test_a_finished_run_has_nothing_to_do(tmp_path: Path, prepared_dir: Path, ca
 
 def test_changed_bindings_are_told_without_gins_rulers() -> None:
     before = "# Parameters for A:\n# ====\nA.b = 1\nA.c = 2\n"
-    assert run_module._changed_lines(before, "# Parameters:\n# =====\nA.b = 1\nA.c = 3\n") == [
+    assert changed_lines(before, "# Parameters:\n# =====\nA.b = 1\nA.c = 3\n") == [
         "- A.c = 2",
         "+ A.c = 3",
     ]
