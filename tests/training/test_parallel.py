@@ -194,9 +194,11 @@ def test_no_device_has_the_whole_token_table(shape: MeshShape, capfd: pytest.Cap
 
 def test_a_token_table_that_does_not_divide_is_refused() -> None:
     config = dataclasses.replace(CONFIG, d_model=36)
-    stage = Stage(LanguageModel(config), steps=1, batch_size=8, mesh=of(stage=2, tensor=4))
+    stage = Stage(
+        LanguageModel(config), steps=1, batch_size=8, learning_rate=1e-3, mesh=of(stage=2, tensor=4)
+    )
     with pytest.raises(
-        ValueError, match="columns of the token table of 36 entries .* 'stage' x 'tensor' of 2 x 4"
+        ValueError, match=r"columns of the token table of 36 entries .* 'stage' x 'tensor' of 2 x 4"
     ):
         check_mesh(Route.of([stage], 32), 0)
 
