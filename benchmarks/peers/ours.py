@@ -17,6 +17,7 @@ import numpy as np  # noqa: E402
 
 from flm_jax import LanguageModel, ModelConfig, network, optimizer, partitioning  # noqa: E402
 from flm_jax.layers import chunked_loss, dense, linear, mlp, norm, remat  # noqa: E402
+from flm_jax.layers import product as products  # noqa: E402
 from flm_jax.partitioning import MeshShape  # noqa: E402
 from flm_jax.training.state import create_state  # noqa: E402
 from flm_jax.training.step import skipping_non_finite, train_step  # noqa: E402
@@ -29,13 +30,18 @@ def _differentiate_matmuls() -> None:
 
 
 def _multiply_bfloat16() -> None:
-    """As it is, not cast to float32 before."""
+    """As it is, nowhere cast to float32 before."""
 
     def product(equation, one, other):
         return jnp.einsum(equation, one, other, preferred_element_type=jnp.float32)
 
     for module in (chunked_loss, dense, linear):
         module.product = product
+
+
+def _multiply_float32() -> None:
+    """Everywhere, whatever the CPU has for bfloat16."""
+    products.cpu_multiplies_bfloat16 = lambda: False
 
 
 def _look_at_all_keys() -> None:
@@ -62,6 +68,7 @@ _CHANGES: dict[str, Callable[[], None]] = {
     "allocator": lambda: None,
     "matmuls": _differentiate_matmuls,
     "float32": _multiply_bfloat16,
+    "bfloat16": _multiply_float32,
     "blocks": _look_at_all_keys,
     "stacks": _stack_bfloat16,
     "recomputation": _keep_elementwise,

@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flm_jax.layers import dense
-from flm_jax.layers import product as products
 from flm_jax.layers.attention import causal_mask
 from flm_jax.layers.dense import attend
 
@@ -59,18 +58,6 @@ def test_a_causal_sequence_costs_five_eighths() -> None:
         return jax.jit(jax.grad(run, argnums=(0, 1, 2))).lower(*arrays).compile().cost_analysis()["flops"]
 
     assert flops(True) < 0.66 * flops(False)
-
-
-@pytest.mark.parametrize(("platform", "dtype"), [("cpu", "float32"), ("tpu", "bfloat16")])
-def test_only_cpus_multiply_bfloat16_as_float32(
-    platform: str, dtype: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(products, "platform", lambda: platform)
-    x = jax.ShapeDtypeStruct((4, 4), jnp.bfloat16)
-    text = jax.jit(lambda x: products.product("ij,jk->ik", x, x)).lower(x).as_text()
-    (dot,) = [line for line in text.splitlines() if "dot_general" in line]
-    tensor = f"tensor<4x4x{'f32' if dtype == 'float32' else 'bf16'}>"
-    assert f"({tensor}, {tensor}) -> tensor<4x4xf32>" in dot
 
 
 @pytest.mark.parametrize(("sharpness", "offset"), [(1, 0), (1, 10), (10, 3), (30, 0)])
