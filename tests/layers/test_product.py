@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 def test_where_bfloat16_is_multiplied_as_float32(
     equation: str, platform: str, has_bfloat16: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On CPUs, unless they have instructions for it and rows are multiplied by a matrix."""
+    """On CPUs, unless they are made for it and rows are multiplied by a matrix."""
     monkeypatch.setattr(products, "platform", lambda: platform)
     monkeypatch.setattr(products, "cpu_multiplies_bfloat16", lambda: has_bfloat16)
     x = jax.ShapeDtypeStruct((4,) * len(equation.split(",")[0]), jnp.bfloat16)
