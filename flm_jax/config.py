@@ -7,7 +7,7 @@ from typing import Any, Literal
 import jax.numpy as jnp
 
 ATTENTION_BACKENDS = ("auto", "dense", "splash", "triton")
-REMAT_POLICIES = ("none", "full", "dots", "dots_no_batch")
+REMAT_POLICIES = ("none", "full", "dots", "dots_no_batch", "stage")
 PARAMETRIZATIONS = ("mup", "standard")
 NORMS = ("layernorm", "rmsnorm")
 ACTIVATIONS = ("gelu", "swiglu")
@@ -202,6 +202,7 @@ class ModelConfig:
             "dots": 0.0,
             "dots_no_batch": attention,
             "full": layers + attention,
+            "stage": 2 * (layers + attention),
         }[self.remat]
         return 3 * (layers + attention + self._readout_forward_flops()) + recomputed
 

@@ -1,6 +1,7 @@
 """The decoder: embedding, scanned blocks, final norm, readout."""
 
-from typing import Any, NamedTuple
+import dataclasses
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -84,8 +85,8 @@ class Decoder(nn.Module):
         x = x.astype(remat.kept_dtype(x.dtype))
         growth = GrowthMask() if growth is None else growth
         if axis_size(STAGE) > 1 and cache_index is None and not self.is_initializing():
-            rows = Rows(x, jnp.broadcast_to(positions, tokens.shape), decoder_segment_ids)
-            x = self._pipelined(rows, growth, num_microbatches)
+            positions = jnp.broadcast_to(positions, tokens.shape)
+            x = self._pipelined(x, positions, decoder_segment_ids, growth, num_microbatches)
         else:
             blocks = _scanned(self.config)(self.config, name=LAYERS)
             visible = None
@@ -102,24 +103,20 @@ class Decoder(nn.Module):
             return x
         return constrain(readout(x), "batch", "length", "vocab")
 
-    def _pipelined(self, rows: "Rows", growth: GrowthMask, num_microbatches: int) -> jax.Array:
+    def _pipelined(
+        self,
+        x: jax.Array,
+        positions: jax.Array,
+        segment_ids: jax.Array | None,
+        growth: GrowthMask,
+        num_microbatches: int,
+    ) -> jax.Array:
         """The blocks as pipeline stages."""
-        block = Block(self.config, parent=None)
-        layers = self.variables["params"][LAYERS]
-        backend = choose(self.config, rows.positions.shape[1], platform())
-
-        def run(layers: tuple[Any, jax.Array | None], rows: Rows) -> Rows:
-            turned = rotation(rows.positions, self.config)
-            visible = see(backend, rows.positions.shape, rows.segment_ids)
-
-            def one(x: jax.Array, layer: tuple[Any, jax.Array | None]) -> tuple[jax.Array, None]:
-                params, keep = layer
-                return block.apply({"params": params}, x, turned, visible, None, growth, keep)
-
-            x, _ = jax.lax.scan(remat.rematted(one, self.config.remat), rows.x, layers)
-            return rows._replace(x=x)
-
-        return pipelined(run, (layers, growth.layers), rows, num_microbatches).x
+        layers = (self.variables["params"][LAYERS], growth.layers)
+        layer = _Layer(self.config, choose(self.config, positions.shape[1], platform()))
+        beside = (positions, segment_ids)
+        shared = growth._replace(layers=None)
+        return pipelined(layer, layers, shared, x, beside, num_microbatches, self.config.remat)
 
     def _advance(self, tokens: jax.Array, prefill_lengths: jax.Array | None) -> jax.Array:
         """Where in the cache each example's `tokens` `[B, L]` go, `[B]`; moves the index behind them."""
@@ -154,12 +151,27 @@ def _refuse(
         raise ValueError("prefill=True needs prefill_lengths [batch], found None")
 
 
-class Rows(NamedTuple):
-    """What goes from pipeline stage to pipeline stage: `[B, L, D]`, and twice `[B, L]`."""
+@dataclasses.dataclass(frozen=True)
+class _Layer:
+    """A block as a pipeline stage applies it."""
 
-    x: jax.Array
-    positions: jax.Array
-    segment_ids: jax.Array | None
+    config: ModelConfig
+    backend: str
+
+    def __call__(
+        self,
+        layer: tuple[Any, jax.Array | None],
+        growth: GrowthMask,
+        x: jax.Array,
+        beside: tuple[jax.Array, jax.Array | None],
+    ) -> jax.Array:
+        """The next layer's x, from one layer's parameters and factor, and positions and segments of the rows."""
+        params, keep = layer
+        positions, segment_ids = beside
+        visible = see(self.backend, positions.shape, segment_ids)
+        block = Block(self.config, parent=None)
+        turned = rotation(positions, self.config)
+        return block.apply({"params": params}, x, turned, visible, None, growth, keep)[0]
 
 
 def readout_table(params: Any, config: ModelConfig) -> jax.Array:

@@ -107,6 +107,8 @@ def test_flops_follow_the_known_formulas() -> None:
     # Recomputing the blocks once is their forward pass: 24 of 72 parts.
     again = 24 * layers * d**2 * (1 + 5 / 8 * s / (6 * d))
     assert config.hardware_flops_per_token(s) == pytest.approx(blocks + again, rel=1e-12)
+    twice = dataclasses.replace(config, remat="stage").hardware_flops_per_token(s)
+    assert twice == pytest.approx(blocks + 2 * again, rel=1e-12)
 
 
 @pytest.mark.parametrize(

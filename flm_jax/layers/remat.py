@@ -19,7 +19,12 @@ ATTENTION = (
     "attention"  # dense attention's softmax, its sums, and what it mixes; what the splash kernel gives out
 )
 
-_KEPT: dict[str, tuple[str, ...]] = {"dots": (LINEAR, ATTENTION), "dots_no_batch": (LINEAR,), "full": ()}
+_KEPT: dict[str, tuple[str, ...]] = {
+    "dots": (LINEAR, ATTENTION),
+    "dots_no_batch": (LINEAR,),
+    "full": (),
+    "stage": (),
+}
 
 
 def kept_dtype(dtype: Any) -> jnp.dtype:

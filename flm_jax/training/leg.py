@@ -194,5 +194,10 @@ def check_mesh(route: Route, index: int) -> None:
         "change ModelConfig.d_model",
     )  # fmt: skip
     partitioning.param_shardings(route.config(index), mesh)
+    if route.config(index).remat == "stage" and mesh.shape["stage"] == 1:
+        raise ValueError(
+            "ModelConfig.remat = 'stage' keeps what pipeline stages begin with, found MeshShape.stage = 1; bind "
+            "ModelConfig.remat to 'full', or MeshShape.stage to 2 or more"
+        )
     with jax.set_mesh(mesh):
         choose(route.config(index), route.length, partitioning.platform())
