@@ -197,12 +197,14 @@ class ModelConfig:
         blocks = causal_blocks(length)
         keys = length * (blocks + 1) / (2 * blocks)
         layers, attention = self._layers_forward_flops(), self._attention_forward_flops(keys)
+        # Of a block whose input alone is kept all but what the FFN gives out, which the backward pass does not look at.
+        again = layers - 2 * self.num_layers * self.d_ff * self.d_model + attention
         recomputed = {
             "none": 0.0,
             "dots": 0.0,
             "dots_no_batch": attention,
-            "full": layers + attention,
-            "stage": 2 * (layers + attention),
+            "full": again,
+            "stage": layers + attention + again,
         }[self.remat]
         return 3 * (layers + attention + self._readout_forward_flops()) + recomputed
 
