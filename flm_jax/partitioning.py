@@ -209,12 +209,16 @@ def split_over_data(sharding: NamedSharding, shape: tuple[int, ...]) -> NamedSha
     """`sharding`, split further over as many of the `data` axis' devices as divide an axis of the array.
 
     Every device of the data axis would hold the same optimizer state; so each holds a part (ZeRO's first stage). Of 96
-    devices and 10,240 entries it is 32 that divide, and the state then exists three times.
+    devices and 10,240 entries it is 32 that divide, and the state then exists three times. Layers are left alone: a
+    loop goes through them, and would have to fetch each from where it lies.
     """
     mesh = sharding.mesh
     spec = (*sharding.spec, *(None for _ in shape[len(sharding.spec) :]))
     left = [size // num_parts(mesh, entry) for size, entry in zip(shape, spec, strict=True)]
-    parts = [math.gcd(mesh.shape["data"], size) for size in left]
+    layers = mesh_spec("layers")[0]
+    parts = [
+        1 if entry == layers else math.gcd(mesh.shape["data"], n) for n, entry in zip(left, spec, strict=True)
+    ]
     most = max(parts, default=1)
     if most == 1:
         return sharding

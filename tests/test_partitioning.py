@@ -66,6 +66,9 @@ def test_a_name_without_a_rule_is_refused() -> None:
         (96, ("embed", "mlp"), (10_240, 40_960), PartitionSpec(("fsdp", "data"), "tensor"), 32),
         (24, ("embed", "mlp"), (8_192, 32_768), PartitionSpec(("fsdp", "data"), "tensor"), 8),
         (12, ("embed", "mlp"), (10_240, 40_960), PartitionSpec(("fsdp", "data"), "tensor"), 4),
+        # Of 96 devices 48 would divide the layers, and a loop would fetch each from where it lies.
+        (96, ("layers", "embed"), (48, 5_120), PartitionSpec("stage", ("fsdp", "data")), 32),
+        (8, ("layers",), (8,), PartitionSpec("stage"), 1),
         (8, ("embed", "mlp"), (7, 64), PartitionSpec("fsdp", ("tensor", "data")), 8),
         (8, ("heads",), (6,), PartitionSpec("tensor"), 1),
     ],
