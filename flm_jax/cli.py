@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from flm_jax import __version__, gin_setup
+from flm_jax.verbs import compile_, tokenizer
+from flm_jax.verbs.parsing import add_gin, parse_gin, positive, verb
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_STOPPED = 1, 2, 130, 143
 
@@ -27,11 +29,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, ModuleNotFoundError) as error:
         if os.environ.get("FLM_TRACEBACK"):
             raise
-        verb = " ".join(filter(None, (options.verb, getattr(options, "action", None))))
+        named = " ".join(filter(None, (options.verb, getattr(options, "action", None))))
         # gin adds lines that say which binding was at work; one mistake is one line here, but for lists.
         message = re.sub(r"\n(?!  (?!In call))\s*", " ", str(error).strip())
         message = re.sub(r"(In call to configurable '\S+') \(<.*?>\)", r"(\1)", message)
-        print(f"flm {verb}: error: {message} (FLM_TRACEBACK=1 shows where)", file=sys.stderr)
+        print(f"flm {named}: error: {message} (FLM_TRACEBACK=1 shows where)", file=sys.stderr)
         return EXIT_USAGE
     except KeyboardInterrupt:
         print("flm: interrupted; the same command goes on with what is saved", file=sys.stderr)
@@ -43,48 +45,56 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"flm_jax {__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
 
-    train = _verb(verbs, "train", _train, "train a model, or go on with it; everything comes from gin")
+    train = verb(verbs, "train", _train, "train a model, or go on with it; everything comes from gin")
     train.add_argument("--coordinator", help="HOST:PORT of process 0, where several processes train together")
-    train.add_argument("--num_processes", type=_positive, help="in all")
+    train.add_argument("--num_processes", type=positive, help="in all")
     train.add_argument("--process_id", type=int, help="of this one, from 0")
-    _add_gin(train)
+    train.add_argument(
+        "--dry_run",
+        action="store_true",
+        help="check everything but the data, say what each process would do, and stop",
+    )
+    train.add_argument("--topology", help="of a dry run: devices that are not here, as in `flm compile`")
+    add_gin(train)
 
     data = verbs.add_parser("data", help="prepare text for training").add_subparsers(
         dest="action", required=True, metavar="ACTION"
     )
-    prepare = _verb(data, "prepare", _prepare, "tokenize, chunk and pack tasks into record files")
+    prepare = verb(data, "prepare", _prepare, "tokenize, chunk and pack tasks into record files")
     prepare.add_argument(
         "--overwrite", action="store_true", help="replace tasks prepared with other settings"
     )
-    _add_gin(prepare)
+    add_gin(prepare)
 
     _add_inspect(data)
 
-    _add_tokenizer(verbs)
+    tokenizer.add(verbs)
     _add_grow(verbs)
 
-    generate = _verb(verbs, "generate", _generate, "continue prompts with a checkpoint")
+    compile_.add(verbs)
+
+    generate = verb(verbs, "generate", _generate, "continue prompts with a checkpoint")
     generate.add_argument("--model_dir", required=True, help="a run's directory")
     generate.add_argument(
         "--tokenizer", required=True, help="the file of the tokenizer that it was trained with"
     )
     generate.add_argument("--prompt", action="append", required=True, help="repeat for several")
     generate.add_argument("--step", type=int, help="which checkpoint; the newest unless given")
-    generate.add_argument("--max_new_tokens", type=_positive, default=64)
+    generate.add_argument("--max_new_tokens", type=positive, default=64)
     generate.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest token")
     generate.add_argument("--top_k", type=int, default=0, help="0 for no limit")
     generate.add_argument("--top_p", type=float, default=0.95)
     generate.add_argument("--seed", type=int, default=0)
 
-    evaluate = _verb(verbs, "eval", _eval, "a checkpoint's loss on the held-out text of prepared tasks")
+    evaluate = verb(verbs, "eval", _eval, "a checkpoint's loss on the held-out text of prepared tasks")
     evaluate.add_argument("--model_dir", required=True, help="a run's directory, of `flm train` or of t5x")
     evaluate.add_argument("--prepared_dir", required=True, help="what `flm data prepare` wrote")
     evaluate.add_argument("--step", type=int, help="which checkpoint; the newest unless given")
-    evaluate.add_argument("--batch_size", type=_positive, default=8, help="sequences at a time")
-    evaluate.add_argument("--num_sequences", type=_positive, help="of each task; all unless given")
+    evaluate.add_argument("--batch_size", type=positive, default=8, help="sequences at a time")
+    evaluate.add_argument("--num_sequences", type=positive, help="of each task; all unless given")
     evaluate.add_argument("--json", help="write the table's numbers to this file")
 
-    demo = _verb(
+    demo = verb(
         verbs, "demo", _demo, "train and grow a small English-Chinese model on text found on this machine"
     )
     demo.add_argument("--out", default="demo_out", help="directory of everything that is made")
@@ -95,55 +105,21 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_inspect(data: argparse._SubParsersAction) -> None:
-    inspect = _verb(
+    inspect = verb(
         data, "inspect", _inspect, "what is in sources, or in prepared tasks: counts, samples, problems"
     )
     inspect.add_argument("--prepared_dir", help="what `flm data prepare` wrote, in place of --gin_file")
     inspect.add_argument("--task", action="append", default=[], help="repeat for several; all unless given")
     inspect.add_argument("--split", default="train")
-    inspect.add_argument("--num_documents", type=_positive, default=1000, help="to read of each task")
+    inspect.add_argument("--num_documents", type=positive, default=1000, help="to read of each task")
     inspect.add_argument("--all", action="store_true", help="read all documents")
-    inspect.add_argument("--samples", type=_positive, default=2, help="to show of each task")
+    inspect.add_argument("--samples", type=positive, default=2, help="to show of each task")
     inspect.add_argument("--json", help="write what was found to this file")
-    _add_gin(inspect)
-
-
-def _add_tokenizer(verbs: argparse._SubParsersAction) -> None:
-    actions = verbs.add_parser("tokenizer", help="make, take over or measure a tokenizer").add_subparsers(
-        dest="action", required=True, metavar="ACTION"
-    )
-    train = _verb(actions, "train", _train_tokenizer, "train a sentencepiece model with byte fallback")
-    train.add_argument("--vocab_size", type=_positive, required=True, help="number of pieces")
-    train.add_argument("--out", required=True, help="the model file to write")
-
-    wrap = _verb(
-        actions, "wrap", _wrap_tokenizer, "take a tokenizer over from tiktoken or Hugging Face, in one file"
-    )
-    source = wrap.add_mutually_exclusive_group(required=True)
-    source.add_argument("--tiktoken", help="name of an encoding, such as cl100k_base")
-    source.add_argument("--huggingface", help="tokenizer.json, or the folder of a model that has one")
-    wrap.add_argument("--out", required=True, help="the file to write")
-
-    report = _verb(actions, "report", _report_tokenizer, "what tokenizers make of text, language by language")
-    report.add_argument("--tokenizer", action="append", required=True, help="its file; repeat to compare")
-
-    for parser, use in ((train, "train on"), (report, "measure")):
-        parser.add_argument(
-            "--input",
-            action="append",
-            required=True,
-            help="[LANGUAGE=]PATTERN of .jsonl or text files, also compressed; repeat for each language. Each has an "
-            "equal part of the bytes; without LANGUAGE each file is one",
-        )
-        parser.add_argument("--field", default="text", help="of the JSON lines that holds the text")
-        parser.add_argument(
-            "--max_bytes", type=_positive, default=20_000_000, help=f"of text to {use}, over all inputs"
-        )
-        parser.add_argument("--json", help="write the report's numbers to this file")
+    add_gin(inspect)
 
 
 def _add_grow(verbs: argparse._SubParsersAction) -> None:
-    grow = _verb(
+    grow = verb(
         verbs, "grow", _grow, "grow a checkpoint into one of a larger model, which `flm train` goes on with"
     )
     grow.add_argument(
@@ -162,12 +138,12 @@ def _add_grow(verbs: argparse._SubParsersAction) -> None:
         help="such as lemon, or an operator for each axis: embed=average,layers=zero; msg unless given",
     )
     grow.add_argument(
-        "--ramp_steps", type=_positive, help="over which the method's mask opens, if it has one; 100"
+        "--ramp_steps", type=positive, help="over which the method's mask opens, if it has one; 100"
     )
     grow.add_argument("--optimizer_state", help="carry (default), age, asymmetric or reset")
     grow.add_argument("--multipliers", help="carry (default) or rederive")
     grow.add_argument(
-        "--batch_size", type=_positive, help="of the run that goes on; the checkpoint's unless given"
+        "--batch_size", type=positive, help="of the run that goes on; the checkpoint's unless given"
     )
     grow.add_argument("--dry_run", action="store_true", help="print the plan and stop")
     grow.add_argument(
@@ -175,32 +151,7 @@ def _add_grow(verbs: argparse._SubParsersAction) -> None:
         action="store_true",
         help="do not compare both models first, for which both must fit into memory",
     )
-    _add_gin(grow, files=False)
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"expected at least 1, found {number}")
-    return number
-
-
-def _verb(verbs: argparse._SubParsersAction, name: str, run: Callable, text: str) -> argparse.ArgumentParser:
-    parser = verbs.add_parser(name, help=text, description=text, allow_abbrev=False)
-    parser.set_defaults(run=run)
-    return parser
-
-
-def _add_gin(parser: argparse.ArgumentParser, files: bool = True) -> None:
-    parser.set_defaults(takes_gin=True)
-    if files:
-        parser.add_argument(
-            "--gin_file", action="append", default=[], help="repeat for several; later ones win"
-        )
-    parser.add_argument(
-        "--gin_search_paths", default="", help="comma-separated directories to find gin files in"
-    )
-    parser.epilog = "--gin.NAME=value binds a macro or a parameter over what the files say."
+    add_gin(grow, files=False)
 
 
 def _gin_bindings(rest: Sequence[str], takes_gin: bool, parser: argparse.ArgumentParser) -> list[str]:
@@ -211,15 +162,17 @@ def _gin_bindings(rest: Sequence[str], takes_gin: bool, parser: argparse.Argumen
     return [flag.removeprefix("--gin.") for flag in rest]
 
 
-def _parse_gin(options: argparse.Namespace) -> None:
-    paths = [path for path in options.gin_search_paths.split(",") if path]
-    gin_setup.parse(options.gin_file, options.gin_bindings, paths)
-
-
 def _train(options: argparse.Namespace) -> int:
     from flm_jax import allocator
+    from flm_jax.pods import topology
 
     allocator.keep_freed_memory()  # before what follows imports jax
+    if options.topology:
+        if not options.dry_run:
+            raise gin_setup.GinError(
+                "--topology is that of a --dry_run: a run takes the devices that are there"
+            )
+        topology.prepare_environment()
     import gin
 
     from flm_jax.grow.errors import FunctionChangedError
@@ -231,8 +184,15 @@ def _train(options: argparse.Namespace) -> int:
             "--gin_file=gin_configs/runs/pretrain.gin (see the README)"
         )
     processes.join(options.coordinator, options.num_processes, options.process_id)
-    _parse_gin(options)
+    parse_gin(options)
     run = _built(gin.get_configurable(trainer.Trainer))
+    if options.dry_run:
+        from flm_jax.pods import launch
+
+        devices = topology.parse(options.topology).devices() if options.topology else None
+        if processes.is_first():
+            print(launch.dry_run(run, devices))
+        return 0
     try:
         outcome = run.run()
     except (trainer.TrainingAbortedError, FunctionChangedError) as error:
@@ -260,7 +220,7 @@ def _prepare(options: argparse.Namespace) -> int:
         raise gin_setup.GinError(
             "nothing says what to prepare: give --gin_file=gin_configs/data/..., or your own"
         )
-    _parse_gin(options)
+    parse_gin(options)
     gin.get_configurable(prepare.prepare)(overwrite=options.overwrite)
     return 0
 
@@ -274,7 +234,7 @@ def _inspect(options: argparse.Namespace) -> int:
         found = inspection.inspect_prepared(options.prepared_dir, options.task)
     elif options.gin_file:
         options.gin_file.append("gin_configs/data/inspect.gin")
-        _parse_gin(options)
+        parse_gin(options)
         found = gin.get_configurable(inspection.inspect)(
             names=options.task,
             split=options.split,
@@ -288,43 +248,6 @@ def _inspect(options: argparse.Namespace) -> int:
     print("\n".join(each.report() for each in found))
     if options.json:
         inspection.write(options.json, found)
-    return 0
-
-
-def _train_tokenizer(options: argparse.Namespace) -> int:
-    from flm_jax.tasks.vocabulary import train_tokenizer_from_files
-
-    train_tokenizer_from_files(
-        options.input,
-        options.out,
-        vocab_size=options.vocab_size,
-        field=options.field,
-        max_bytes=options.max_bytes,
-        json_file=options.json,
-    )
-    return 0
-
-
-def _wrap_tokenizer(options: argparse.Namespace) -> int:
-    from flm_jax.tasks import tokenizer_report, vocabulary
-
-    if options.tiktoken:
-        wrapped = vocabulary.wrap_tiktoken(options.tiktoken, options.out)
-    else:
-        wrapped = vocabulary.wrap_huggingface(options.huggingface, options.out)
-    print(tokenizer_report.measure(wrapped, {}).summary())
-    return 0
-
-
-def _report_tokenizer(options: argparse.Namespace) -> int:
-    from flm_jax.tasks import tokenizer_report
-    from flm_jax.tasks.vocabulary import Vocabulary
-
-    vocabularies = [Vocabulary(path) for path in options.tokenizer]
-    reports = tokenizer_report.of_files(vocabularies, options.input, options.field, options.max_bytes)
-    print("\n\n".join(report.table() for report in reports))
-    if options.json:
-        tokenizer_report.write_json(reports, options.json)
     return 0
 
 

@@ -1,0 +1,40 @@
+"""What verbs have in common on the command line."""
+
+import argparse
+from collections.abc import Callable
+
+from flm_jax import gin_setup
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1; an argparse type."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected at least 1, found {number}")
+    return number
+
+
+def verb(verbs: argparse._SubParsersAction, name: str, run: Callable, text: str) -> argparse.ArgumentParser:
+    """Adds a verb, or an action of one, that calls `run(options)`."""
+    parser = verbs.add_parser(name, help=text, description=text, allow_abbrev=False)
+    parser.set_defaults(run=run)
+    return parser
+
+
+def add_gin(parser: argparse.ArgumentParser, files: bool = True) -> None:
+    """Adds the flags of gin: `--gin_file` unless `files` is False, search paths, and `--gin.NAME=value`."""
+    parser.set_defaults(takes_gin=True)
+    if files:
+        parser.add_argument(
+            "--gin_file", action="append", default=[], help="repeat for several; later ones win"
+        )
+    parser.add_argument(
+        "--gin_search_paths", default="", help="comma-separated directories to find gin files in"
+    )
+    parser.epilog = "--gin.NAME=value binds a macro or a parameter over what the files say."
+
+
+def parse_gin(options: argparse.Namespace) -> None:
+    """Reads what these flags say."""
+    paths = [path for path in options.gin_search_paths.split(",") if path]
+    gin_setup.parse(options.gin_file, options.gin_bindings, paths)
