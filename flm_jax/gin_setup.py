@@ -1,12 +1,14 @@
 """Reading gin files and `--gin.NAME=value` flags, and refusing what gin lets pass."""
 
 import ast
+import contextlib
 import difflib
 import inspect
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import gin
 
@@ -24,7 +26,12 @@ class GinError(ValueError):
     """A gin file or flag is wrong; says which, and what was probably meant."""
 
 
-def parse(files: Sequence[str], bindings: Sequence[str], search_paths: Sequence[str] = ()) -> None:
+def parse(
+    files: Sequence[str],
+    bindings: Sequence[str],
+    search_paths: Sequence[str] = (),
+    defaults: Mapping[str, str] = MappingProxyType({}),
+) -> None:
     """Clears gin's configuration and reads `files` in order, then `bindings`, which win.
 
     Args:
@@ -33,6 +40,7 @@ def parse(files: Sequence[str], bindings: Sequence[str], search_paths: Sequence[
         bindings: Such as `TRAIN_STEPS=100` or `ModelConfig.d_model=128`. A value that is no gin literal is taken
             as a string, so that `MODEL_DIR=/tmp/run` needs no quotes within quotes.
         search_paths: Further directories.
+        defaults: Macro to gin value, for those that are in use and that nothing else gives a value.
 
     Raises:
         GinError: a file is missing or cannot be parsed, a binding names nothing, a macro is set and never used,
@@ -56,6 +64,7 @@ def parse(files: Sequence[str], bindings: Sequence[str], search_paths: Sequence[
         _, used_by_files = _macros()
         off_in_files = _switched_off()
         gin.parse_config([_as_gin(binding) for binding in bindings])
+        gin.parse_config([f"{name} = {defaults[name]}" for name in sorted(_wanting() & set(defaults))])
     except (OSError, ValueError, TypeError, SyntaxError, NameError, AttributeError, ImportError) as error:
         raise GinError(_one_paragraph(error) + _parameter_hint(str(error))) from error
     _check_macros(used_by_files, off_in_files)
@@ -81,6 +90,22 @@ def _macros() -> tuple[set[str], set[str]]:
     code = _code()
     defined = set(re.findall(r"(?m)^([A-Za-z_]\w*)\s*=", code))
     return defined, set(re.findall(r"%([A-Za-z_]\w*)(?![\w.])", code))
+
+
+def _wanting() -> set[str]:
+    """The macros that are in use and have no value."""
+    defined, used = _macros()
+    return (used - defined) | set(re.findall(r"(?m)^([A-Za-z_]\w*)\s*=\s*%gin\.REQUIRED", _code()))
+
+
+def bound(files: Sequence[str], bindings: Sequence[str], search_paths: Sequence[str], parameter: str) -> bool:
+    """Whether files or bindings give a parameter such as `Trainer.stages` a value, in any scope."""
+    with contextlib.suppress(
+        GinError
+    ):  # said where they are parsed to be used; what has been read till then tells
+        parse(files, bindings, search_paths)
+    names = re.findall(r"(?m)^(?:[\w/]+/)?([\w.]+)\s*=", _code())
+    return any(name == parameter or name.endswith(f".{parameter}") for name in names)
 
 
 def _code() -> str:

@@ -12,6 +12,7 @@ import gin
 import pytest
 
 from flm_jax import cli, gin_setup
+from flm_jax.pods import request
 from tests.prepared_data import write_texts
 
 ROOT = Path(__file__).parents[1]
@@ -157,7 +158,11 @@ def test_commands_parse(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         if not getattr(options, "gin_file", None):
             continue
         try:
-            gin_setup.parse(options.gin_file, bindings)
+            if options.verb == "compile":  # which needs less than a run
+                options.gin_bindings = bindings
+                request.trainer_of(options)
+            else:
+                gin_setup.parse(options.gin_file, bindings)
         finally:
             gin.clear_config()
 

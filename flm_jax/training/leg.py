@@ -1,6 +1,7 @@
 """One stage of a run, ready to be trained: model, optimizer, mesh, and the compiled step."""
 
 import contextlib
+import functools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 import optax
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from flm_jax import partitioning
 from flm_jax.grow.freezing import train_only_new
@@ -33,6 +34,7 @@ class Leg:
             too where the stage's `optimizer_state` is `asymmetric`.
         make_schedule: `make_schedule(peak=, total_steps=, warmup_steps=)`.
         history: How the data has gone on, up to this stage's present batch size and mixture.
+        devices: Those of the mesh; all that are here unless given, which may be ones to compile for.
     """
 
     def __init__(
@@ -42,13 +44,14 @@ class Leg:
         make_optimizer: Callable[..., optax.GradientTransformation],
         make_schedule: Callable[..., optax.Schedule],
         history: History,
+        devices: list[jax.Device] | None = None,
     ) -> None:
         self.route, self.lineage, self.history = route, lineage, history
         self.index = len(lineage.records)
         self.stage = route.stages[self.index]
         self.config = route.config(self.index)
         self.model = self.stage.model.with_config(self.config)
-        self.mesh = self.stage.mesh.build()
+        self._devices = devices
         self.end = route.end(self.index, lineage.step, history)
         self.end_of_run = route.end_of_run(self.index, lineage.step, history)
         try:
@@ -58,9 +61,26 @@ class Leg:
         except ValueError as error:
             raise ValueError(f"the learning rate of stage {self.index + 1}: {error}") from error
         self.optimizer = skipping_non_finite(self._make_optimizer(make_optimizer))
-        self.abstract_state = abstract_state(self.config, self.optimizer, self.mesh)
-        self.batch_sharding = partitioning.batch_sharding(self.mesh)
-        self.row_sharding = NamedSharding(self.mesh, partitioning.mesh_spec("batch"))
+
+    @functools.cached_property
+    def mesh(self) -> Mesh:
+        """Of the stage's devices."""
+        return self.stage.mesh.build(self._devices)
+
+    @functools.cached_property
+    def abstract_state(self) -> TrainState:
+        """Shapes, dtypes and shardings of the state."""
+        return abstract_state(self.config, self.optimizer, self.mesh)
+
+    @property
+    def batch_sharding(self) -> NamedSharding:
+        """Of a batch's arrays `[batch, length]`."""
+        return partitioning.batch_sharding(self.mesh)
+
+    @property
+    def row_sharding(self) -> NamedSharding:
+        """Of an array with a number for each row, `[batch]`."""
+        return NamedSharding(self.mesh, partitioning.mesh_spec("batch"))
 
     def _make_optimizer(
         self, make: Callable[..., optax.GradientTransformation]
@@ -114,7 +134,7 @@ class Leg:
         """A fresh state."""
         return create_state(self.model, self.optimizer, self.mesh, seed)
 
-    def lower(self, masked: bool, num_tasks: int = 0) -> Any:
+    def trace(self, masked: bool, num_tasks: int = 0) -> Any:
         """The training step, traced: with the ramping mask, or without one; with figures of each of `num_tasks`."""
         rows = jax.ShapeDtypeStruct(
             (self.stage.batch_size, self.route.length), np.int32, sharding=self.batch_sharding
@@ -138,7 +158,7 @@ class Leg:
             # Fixed, so that one compilation serves: another shape or layout is an error, not a second program.
             out_shardings=(self.shardings, NamedSharding(self.mesh, PartitionSpec())),
         )
-        return step.lower(self.abstract_state, batch)
+        return step.trace(self.abstract_state, batch)
 
     def sequences(self, step: int) -> int:
         """Read by the run before `step`."""
@@ -172,13 +192,13 @@ class Leg:
             return f", attention {choose(self.config, self.route.length, partitioning.platform())}"
 
 
-def check_mesh(route: Route, index: int) -> None:
-    """Refuses a stage whose batch or parameters its mesh cannot split.
+def check_mesh(route: Route, index: int, devices: list[jax.Device] | None = None) -> None:
+    """Refuses a stage whose batch or parameters its mesh over `devices`, or over all that are here, cannot split.
 
     Raises:
         ValueError: naming both.
     """
-    stage, mesh = route.stages[index], route.stages[index].mesh.build()
+    stage, mesh = route.stages[index], route.stages[index].mesh.build(devices)
     parts = mesh.shape["data"] * mesh.shape["fsdp"] * stage.num_microbatches
     if stage.batch_size % parts:
         raise ValueError(

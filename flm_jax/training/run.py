@@ -298,7 +298,7 @@ class Run:
         """Compiles the next step's program: under the growth mask while that ramps, without one afterwards."""
         started = time.perf_counter()
         self._masked = self.last_step < self.leg.lineage.ramp_end
-        self._train_step = self.leg.lower(self._masked, len(self._counted_tasks)).compile()
+        self._train_step = self.leg.trace(self._masked, len(self._counted_tasks)).lower().compile()
         self.log.line(
             f"compiled the training step{' under the growth mask' if self._masked else ''} in "
             f"{time.perf_counter() - started:.1f} s"

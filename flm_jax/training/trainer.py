@@ -91,7 +91,7 @@ class Trainer:
         processes.check_equal(
             "settings", self._settings(), "start all of them with the same gin files and flags"
         )
-        route = self._check()
+        route = self.check()
         directory = Path(self.model_dir).expanduser()
         history = self._history(route)
         reader = Reader(self.prepared_dir, history, length=route.length, seed=self.seed, split="train")
@@ -129,8 +129,15 @@ class Trainer:
         ]
         return "\n".join([*lines, gin.config_str(max_line_length=10_000)])
 
-    def _check(self) -> Route:
-        """Refuses, before anything is written, what would fail in mid-run."""
+    def check(self, devices: list[jax.Device] | None = None) -> Route:
+        """The run's stages; refuses, before anything is written, what would fail in mid-run.
+
+        Args:
+            devices: On which it is to run, which need not be here; all that are here unless given.
+
+        Raises:
+            ValueError: saying what to bind.
+        """
         for name, least in _LEAST.items():
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
@@ -146,28 +153,43 @@ class Trainer:
             )
         route = Route.of(self.stages, sequence_length(self.task_feature_lengths))
         for index in range(len(route.stages)):
-            check_mesh(route, index)
+            check_mesh(route, index, devices)
             config = route.config(index)
             if route.length > config.max_length:
                 raise ValueError(
                     f"TASK_FEATURE_LENGTHS {self.task_feature_lengths} make sequences of {route.length} tokens, more "
                     f"than ModelConfig.max_length = {config.max_length}"
                 )
-        self._rehearse(route, early=False)
+        runs = [self.legs(route, devices)]
         if any(stage.slope is not None for stage in route.stages):
-            self._rehearse(route, early=True)
+            runs.append(self.legs(route, devices, early=True))
+        for legs in runs:
+            states = [leg.abstract_state for leg in legs]
+            for leg, old, new in zip(legs[1:], states, states[1:], strict=False):
+                grow = functools.partial(
+                    route.plans[leg.index - 1], policy=leg.stage.optimizer_state, like=new
+                )
+                jax.eval_shape(grow, old, jax.random.key(0))
         return route
 
-    def _rehearse(self, route: Route, early: bool) -> None:
-        """Goes through the stages with shapes alone: schedules, optimizers and the growth of their states.
+    def legs(self, route: Route, devices: list[jax.Device] | None = None, early: bool = False) -> list[Leg]:
+        """All stages, each as it is at its longest; their schedules and optimizers can be made.
 
-        With `early` every stage that a flat loss may end does so at the first opportunity, which leaves the schedules
-        the least room.
+        Args:
+            route: The stages.
+            devices: As in `check`.
+            early: Every stage that a flat loss may end does so at the first opportunity, which leaves the schedules the
+                least room.
+
+        Raises:
+            ValueError: a stage has no room for its schedule, or for the window of its slope.
         """
-        lineage, before = Lineage(), None
+        legs: list[Leg] = []
+        lineage = Lineage()
         history = data_history.in_stage(None, route, 0, 0, self.mixture, self.max_epochs)
         for index in range(len(route.stages)):
-            leg = Leg(route, lineage, self.optimizer, self.schedule, history)
+            leg = Leg(route, lineage, self.optimizer, self.schedule, history, devices)
+            legs.append(leg)
             if leg.earliest_end > leg.end:
                 raise ValueError(
                     f"stage {index + 1}: the window of its slope begins behind ramp and warmup at step "
@@ -175,15 +197,11 @@ class Trainer:
                     f"at step {leg.earliest_end}, but the stage ends at {leg.end}; lower Stage.slope_window, or set "
                     "Stage.slope to None"
                 )
-            if before is not None:
-                grow = functools.partial(
-                    route.plans[index - 1], policy=leg.stage.optimizer_state, like=leg.abstract_state
-                )
-                jax.eval_shape(grow, before.abstract_state, jax.random.key(0))
             if not leg.is_last:
                 end = leg.earliest_end if early else leg.end
-                before, lineage = leg, route.grown(lineage, end, end, leg.sequences(end))
+                lineage = route.grown(lineage, end, end, leg.sequences(end))
                 history = data_history.in_stage(history, route, index + 1, end, self.mixture, self.max_epochs)
+        return legs
 
     def _history(self, route: Route) -> History:
         """Of a run from its first step on, each stage at its longest."""

@@ -180,7 +180,7 @@ def test_after_the_ramp_the_compiled_step_has_no_mask_in_it() -> None:
     lineage, history = route.grown(Lineage(), 5, 5, 40), History.begin("en", 8)
     leg = Leg(route, lineage, optimizer.adamw, optimizer.warmup_cosine, history)
     with leg.context():
-        masked, plain = (leg.lower(masked).as_text() for masked in (True, False))
+        masked, plain = (leg.trace(masked).lower().as_text() for masked in (True, False))
         never_grown = jax.jit(
             train_step(LanguageModel(leg.config), leg.optimizer, gradient_shardings=leg.gradient_shardings),
             donate_argnums=0,
