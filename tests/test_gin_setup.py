@@ -89,15 +89,34 @@ SHIPPED = [path for path in sorted(Path("gin_configs").rglob("*.gin")) if path.p
 
 @pytest.mark.parametrize("path", SHIPPED, ids=str)
 def test_every_shipped_file_parses(path: Path) -> None:
-    companions = {"runs": [TINY, DATA], "data": [], "models": [], "growth": [TINY, DATA, PRETRAIN]}[
-        path.parent.name
-    ]
+    companions = {
+        "runs": [TINY, DATA],
+        "data": [],
+        "models": [],
+        "growth": [TINY, DATA, PRETRAIN],
+        "pods": [TINY, DATA, PRETRAIN, "gin_configs/growth/flm_101b.gin"],
+    }[path.parent.name]
     if path.name == "inspect.gin":  # `flm data inspect` puts it behind the data's
         companions = [DATA]
     if path.name == "eflm.gin":
         companions += [PRETRAIN]
     bindings = ["MODEL_DIR=x", "TRAIN_STEPS=10"] if path.name == "pretrain.gin" else []
     bindings = ["MODEL_DIR=x"] if path.name == "demo.gin" and path.parent.name == "runs" else bindings
-    bindings = ["MODEL_DIR=x"] if path.parent.name == "growth" else bindings
+    bindings = ["MODEL_DIR=x"] if path.parent.name in ("growth", "pods") else bindings
     bindings = ["MODEL_DIR=x", "TRAIN_STEPS=10", "EFLM_STEPS=5"] if path.name == "eflm.gin" else bindings
     gin_setup.parse([*companions, str(path)], bindings)
+
+
+def test_defaults_hold_where_nothing_else_does() -> None:
+    defaults = {"MODEL_DIR": "'of the default'", "TRAIN_STEPS": "7", "BATCH_SIZE": "9", "NO_SUCH_MACRO": "1"}
+    gin_setup.parse([TINY, DATA, PRETRAIN], ["TRAIN_STEPS=10"], defaults=defaults)
+    assert gin.query_parameter("%MODEL_DIR") == "of the default"
+    assert gin.query_parameter("%TRAIN_STEPS") == 10
+    assert gin.query_parameter("%BATCH_SIZE") == 128
+
+
+def test_whether_a_parameter_is_bound() -> None:
+    assert gin_setup.bound([TINY, DATA, PRETRAIN], [], [], "Trainer.stages")
+    assert gin_setup.bound([TINY, "gin_configs/growth/stages.gin"], [], [], "Stage.method")
+    assert not gin_setup.bound([TINY], [], [], "Trainer.stages")
+    assert not gin_setup.bound(["no_such.gin"], [], [], "Trainer.stages")

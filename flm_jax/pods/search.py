@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 from collections import Counter
 from collections.abc import Iterator
 
@@ -119,6 +120,11 @@ def search(route: Route, index: int, topology: Topology, devices: list[jax.Devic
 
 def nearest(found: Found, layout: Layout) -> list[Candidate]:
     """Those that are expected to fit, by how little they change: first of the mesh, then of remat and microbatches."""
+    sizes = dataclasses.asdict(layout.mesh)
+    known = math.prod(size for size in sizes.values() if size > 0)
+    rest = max(1, found.topology.num_devices // known)  # of an axis that takes what is left
+    mesh = MeshShape(**{axis: rest if size < 0 else size for axis, size in sizes.items()})
+    layout = dataclasses.replace(layout, mesh=mesh)
     return sorted(found.fitting, key=lambda one: (_distance(one.layout, layout), *one.cost()))
 
 

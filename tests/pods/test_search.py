@@ -75,6 +75,7 @@ def test_the_nearest_keeps_the_mesh_where_it_can() -> None:
     found = searched(with_memory(12))
     assert not any(one.layout == wanted for one in found.fitting)
     assert nearest(found, wanted)[0].layout.mesh == wanted.mesh
+    assert nearest(found, Layout(MeshShape(1, -1, 1), "none", 1)) == nearest(found, wanted)
     odd = nearest(found, Layout(MeshShape(1, 7, 1), "full", 1))[0]
     assert odd.layout.mesh.fsdp * odd.layout.mesh.data >= 4
 
