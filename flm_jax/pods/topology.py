@@ -14,6 +14,7 @@ from flm_jax.chips import CHIPS, Chip
 # What the compilers read when they are first used.
 ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",  # no metadata server to ask
+    "TPU_WORKER_HOSTNAMES": "localhost",  # or libtpu complains that it finds no others
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # nothing that two processes could contend for
     "XLA_FLAGS": "--xla_gpu_enable_triton_gemm=false --xla_gpu_autotune_level=0",  # nothing can be timed
 }

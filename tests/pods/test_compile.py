@@ -75,10 +75,10 @@ def test_a_layout_that_does_not_divide_gets_the_nearest(tmp_path: Path) -> None:
 @TPU
 @pytest.mark.slow
 def test_a_layout_that_does_not_fit_gets_the_nearest(tmp_path: Path) -> None:
-    flags = ("--gin_file=gin_configs/models/flm_16b.gin", "--topology=v5e:4x4", "--global_batch=64")
-    found, text = compiled(tmp_path, *flags, "--gin.MeshShape.data=1", "--gin.MeshShape.fsdp=16", exit_code=1)
+    flags = ("--gin_file=gin_configs/models/flm_16b.gin", "--topology=v5e:4x8", "--global_batch=256")
+    found, text = compiled(tmp_path, *flags, "--gin.MeshShape.data=1", "--gin.MeshShape.fsdp=32", exit_code=1)
     assert not found["fits"] and "does not fit" in text
-    assert "The nearest layout that was found to fit is fsdp 16" in text and "compiled, and fits" in text
+    assert "The nearest layout that was found to fit is fsdp 32" in text and "compiled, and fits" in text
 
 
 @CUDA
@@ -113,7 +113,7 @@ def test_growth_for_a_pod(tmp_path: Path) -> None:
         "--gin_file=gin_configs/data/demo.gin",
         "--gin_file=gin_configs/runs/pretrain.gin",
         "--gin_file=gin_configs/growth/demo.gin",
-        "--gin.PREPARED_DIR=x",
+        "--gin.WARMUP_STEPS=40",
     )
     found, text = compiled(tmp_path, *flags, "--topology=v5e:2x2", "--global_batch=8", "--search")
     assert [one["growth_mask"] for one in found["stages"]].count(True) == len(found["growths"]) == 2
