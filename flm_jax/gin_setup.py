@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import gin
 
@@ -98,14 +99,22 @@ def _wanting() -> set[str]:
     return (used - defined) | set(re.findall(r"(?m)^([A-Za-z_]\w*)\s*=\s*%gin\.REQUIRED", _code()))
 
 
-def bound(files: Sequence[str], bindings: Sequence[str], search_paths: Sequence[str], parameter: str) -> bool:
-    """Whether files or bindings give a parameter such as `Trainer.stages` a value, in any scope."""
+def bound(files: Sequence[str], search_paths: Sequence[str], parameter: str) -> bool:
+    """Whether files give a parameter such as `Trainer.stages` a value, in any scope; they stay parsed."""
     with contextlib.suppress(
         GinError
     ):  # said where they are parsed to be used; what has been read till then tells
-        parse(files, bindings, search_paths)
+        parse(files, [], search_paths)
     names = re.findall(r"(?m)^(?:[\w/]+/)?([\w.]+)\s*=", _code())
     return any(name == parameter or name.endswith(f".{parameter}") for name in names)
+
+
+def value(parameter: str, otherwise: Any) -> Any:
+    """Of a parameter, by what has been parsed; `otherwise` where nothing binds it."""
+    try:
+        return gin.query_parameter(parameter)
+    except ValueError:
+        return otherwise
 
 
 def _code() -> str:

@@ -25,16 +25,21 @@ everywhere() {
 while true; do
   case "$(state)" in
     ACTIVE) ;;
-    WAITING_FOR_RESOURCES | ACCEPTED | PROVISIONING | CREATING) sleep 60; continue ;;
+    WAITING_FOR_RESOURCES | ACCEPTED | PROVISIONING | CREATING | DELETING | SUSPENDING) sleep 60; continue ;;
     *)  # none yet, or one slice was taken away: the others are of no use alone
       gcloud compute tpus queued-resources delete "$NAME" --zone="$ZONE" --force --quiet 2>/dev/null || true
-      request; sleep 60; continue ;;
+      request || true; sleep 60; continue ;;
   esac
-  everywhere "$MOUNT && { [ -e flm ] || python3.11 -m venv flm; } && flm/bin/pip install -q $SOURCE"
-  gcloud compute tpus queued-resources scp "$RUN" "$NAME":run.gin --zone="$ZONE" --worker=all --node=all
+  everywhere "$MOUNT && { [ -e flm ] || python3.11 -m venv flm; } && flm/bin/pip install -q $SOURCE" \
+    && gcloud compute tpus queued-resources scp "$RUN" "$NAME":run.gin --zone="$ZONE" --worker=all --node=all \
+    || { sleep 60; continue; }
+  # gcloud ends with 1 of its own accord, too: a code that somebody has to look at is handed on as 42. A process that a
+  # lost connection has left behind is ended first: it saves, and would hold the TPU.
   code=0
-  everywhere "flm/bin/flm train --gin_file=run.gin" || code=$?
-  [ "$code" -eq 0 ] && break
-  if [ "$code" -eq 1 ] || [ "$code" -eq 2 ]; then exit "$code"; fi
-  sleep 30
+  everywhere 'pkill -TERM -f "flm train" && sleep 120
+    flm/bin/flm train --gin_file=run.gin; code=$?
+    if [ $code -eq 1 ] || [ $code -eq 2 ]; then exit 42; fi; exit $code' || code=$?
+  [ "$code" -eq 0 ] && break  # the last step of the last stage
+  if [ "$code" -eq 42 ]; then exit 42; fi  # gradients that were not finite, a flag or a file
+  sleep 60  # stopped by SIGTERM and saved; or the slice, or the connection, is gone
 done

@@ -21,14 +21,17 @@ while true; do
     gcloud compute tpus tpu-vm delete "$NAME" --zone="$ZONE" --quiet 2>/dev/null || true
     gcloud compute tpus tpu-vm create "$NAME" --zone="$ZONE" --accelerator-type="$TYPE" --version="$VERSION" --spot \
       || { sleep 300; continue; }  # no capacity now
-    everywhere "$MOUNT && python3.11 -m venv flm && flm/bin/pip install -q $SOURCE"
-    gcloud compute tpus tpu-vm scp "$RUN" "$NAME":run.gin --zone="$ZONE" --worker=all
   fi
+  everywhere "$MOUNT && { [ -e flm ] || python3.11 -m venv flm; } && flm/bin/pip install -q $SOURCE" \
+    && gcloud compute tpus tpu-vm scp "$RUN" "$NAME":run.gin --zone="$ZONE" --worker=all || { sleep 60; continue; }
   # Each host runs one process; they find each other by the TPU's metadata. The same command begins and goes on.
+  # gcloud ends with 1 of its own accord, too: a code that somebody has to look at is handed on as 42. A process that a
+  # lost connection has left behind is ended first: it saves, and would hold the TPU.
   code=0
-  everywhere "flm/bin/flm train --gin_file=run.gin" || code=$?
+  everywhere 'pkill -TERM -f "flm train" && sleep 120
+    flm/bin/flm train --gin_file=run.gin; code=$?
+    if [ $code -eq 1 ] || [ $code -eq 2 ]; then exit 42; fi; exit $code' || code=$?
   [ "$code" -eq 0 ] && break  # the last step of the last stage
-  # 2: a flag, file or binding is wrong; 1: gradients were not finite, or a growth changed the function. Look, then go on.
-  if [ "$code" -eq 1 ] || [ "$code" -eq 2 ]; then exit "$code"; fi
-  sleep 30  # 143: stopped by SIGTERM, saved; anything else: the slice, or the connection, is gone
+  if [ "$code" -eq 42 ]; then exit 42; fi  # gradients that were not finite, a flag or a file
+  sleep 60  # stopped by SIGTERM and saved; or the slice, or the connection, is gone
 done

@@ -116,7 +116,7 @@ def test_defaults_hold_where_nothing_else_does() -> None:
 
 
 def test_whether_a_parameter_is_bound() -> None:
-    assert gin_setup.bound([TINY, DATA, PRETRAIN], [], [], "Trainer.stages")
-    assert gin_setup.bound([TINY, "gin_configs/growth/stages.gin"], [], [], "Stage.method")
-    assert not gin_setup.bound([TINY], [], [], "Trainer.stages")
-    assert not gin_setup.bound(["no_such.gin"], [], [], "Trainer.stages")
+    assert gin_setup.bound([TINY, DATA, PRETRAIN], [], "Trainer.stages")
+    assert gin_setup.bound([TINY, "gin_configs/growth/stages.gin"], [], "Stage.method")
+    assert not gin_setup.bound([TINY], [], "Trainer.stages")
+    assert not gin_setup.bound(["no_such.gin"], [], "Trainer.stages")

@@ -99,8 +99,8 @@ def flash(
     )(query, key, value, segment_ids)  # fmt: skip
 
 
-def _block(backend: str, length: int) -> int:
-    """The largest block that divides the length."""
+def block_size(backend: str, length: int) -> int:
+    """Of a kernel's blocks of queries and keys: the largest that divides the length."""
     block = _SMALLEST_BLOCK[backend]
     while block * 2 <= _LARGEST_BLOCK[backend] and length % (block * 2) == 0:
         block *= 2
@@ -114,7 +114,7 @@ def _splash(
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
     length, heads, size = query.shape[1:]
-    block = _block("splash", length)
+    block = block_size("splash", length)
     kernel = splash.make_splash_mha(
         masks.MultiHeadMask([masks.CausalMask((length, length)) for _ in range(heads)]),
         block_sizes=splash.BlockSizes(
@@ -139,7 +139,7 @@ def _triton(
 ) -> jax.Array:
     from jax.experimental.pallas.ops.gpu import attention
 
-    block = _block("triton", query.shape[1])
+    block = block_size("triton", query.shape[1])
     sizes = attention.BlockSizes(
         block_q=block, block_k=block, block_q_dkv=block, block_kv_dkv=block, block_q_dq=block, block_kv_dq=block
     )  # fmt: skip

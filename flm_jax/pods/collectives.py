@@ -17,7 +17,7 @@ _CALLED = re.compile(r"(?:calls|to_apply|true_computation|false_computation)=%?(
 _BRANCHES = re.compile(r"(?:branch_computations|called_computations)=\{([^}]*)\}")
 _WHILE = re.compile(r" while\(.*condition=%?([\w.\-]+), body=%?([\w.\-]+)")
 _COLLECTIVE = re.compile(rf"= (.*?) ({'|'.join(_KINDS)})(-start)?\(")
-_ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
+_ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Collective:
         devices: How many these are.
         bytes: Of one device: what a gather makes, what a reduction adds up, what is permuted.
         times: Exchanges.
+        beside: Whether the compiler carries them out beside matmuls, of its own accord (TPUs).
     """
 
     kind: str
@@ -37,6 +38,7 @@ class Collective:
     devices: int
     bytes: float
     times: int
+    beside: bool = False
 
 
 def read(text: str, mesh_shape: Sequence[tuple[str, int]]) -> list[Collective]:
@@ -53,8 +55,14 @@ def read(text: str, mesh_shape: Sequence[tuple[str, int]]) -> list[Collective]:
     times = _times(lines)
     found: dict[tuple, list[float]] = defaultdict(lambda: [0.0, 0])
     for name, body in lines.items():
-        # TPUs write a reduce-scatter as a fusion of an all-reduce and the slice that is kept.
+        # TPUs write a reduce-scatter as a fusion of an all-reduce and the slice that is kept; and an exchange beside
+        # matmuls several times: where it starts, in each fusion with a matmul, and where it is over.
         scatters = name.startswith("all-reduce-scatter")
+        beside = any('"AsyncCollectiveStart"' in line for line in body)
+        if name.startswith("async_collective_fusion") or any(
+            '"AsyncCollectiveDone"' in line for line in body
+        ):
+            continue
         for line in body:
             match = _COLLECTIVE.search(line)
             if not match or not times[name]:
@@ -63,12 +71,12 @@ def read(text: str, mesh_shape: Sequence[tuple[str, int]]) -> list[Collective]:
             axes, devices = _axes(line, mesh_shape)
             if devices == 1:
                 continue
-            each = found[kind, axes, devices]
+            each = found[kind, axes, devices, beside]
             each[0] += times[name] * _size(kind, match[1], bool(match[3]), devices, scatters)
             each[1] += times[name]
     result = [
-        Collective(kind, axes, devices, bytes_, int(count))
-        for (kind, axes, devices), (bytes_, count) in found.items()
+        Collective(kind, axes, devices, bytes_, int(count), beside)
+        for (kind, axes, devices, beside), (bytes_, count) in found.items()
     ]
     return sorted(result, key=lambda one: -one.bytes)
 
@@ -104,19 +112,28 @@ def _times(lines: dict[str, list[str]]) -> dict[str, int]:
 
 
 def _calls(body: list[str], lines: dict[str, list[str]]) -> Iterator[tuple[str, int]]:
+    """The computations that one calls, and how often."""
     for line in body:
         if loop := _WHILE.search(line):
-            rounds = _rounds(line, lines[loop[1]])
-            yield loop[1], rounds
-            yield loop[2], rounds
-            continue
-        for name in _CALLED.findall(line):
-            if name in lines:
-                yield name, 1
-        for group in _BRANCHES.findall(line):
-            for name in group.replace("%", "").split(","):
-                if name.strip() in lines:
-                    yield name.strip(), 1
+            if _exchanges(loop[2], lines):  # of others it does not matter how often they run
+                yield loop[2], _rounds(line, lines[loop[1]])
+        else:
+            yield from ((name, 1) for name in _named(line) if name in lines)
+
+
+def _named(line: str) -> list[str]:
+    groups = ",".join(_BRANCHES.findall(line)).replace("%", "").split(",")
+    return [*_CALLED.findall(line), *(name.strip() for name in groups if name.strip())]
+
+
+def _exchanges(name: str, lines: dict[str, list[str]]) -> bool:
+    """Whether a computation, or one that it calls, exchanges anything."""
+    for line in lines[name]:
+        loop = _WHILE.search(line)
+        called = [loop[2]] if loop else _named(line)
+        if _COLLECTIVE.search(line) or any(_exchanges(other, lines) for other in called if other in lines):
+            return True
+    return False
 
 
 def _rounds(line: str, condition: list[str]) -> int:
@@ -135,7 +152,7 @@ def _size(kind: str, shapes: str, starts: bool, devices: int, slices: bool) -> f
     `slices`: what is written as an all-reduce, and of which each device then takes its part.
     """
     sizes = [
-        math.prod(int(n) for n in dims.split(",") if n) * _BYTES.get(dtype, 4)
+        math.prod(int(n) for n in dims.split(",") if n) * _bytes_of(dtype)
         for dtype, dims in _ARRAY.findall(shapes)
     ]
     if starts and kind == "collective-permute":
@@ -143,6 +160,12 @@ def _size(kind: str, shapes: str, starts: bool, devices: int, slices: bool) -> f
     if starts and kind != "all-reduce":
         sizes = sizes[len(sizes) // 2 :]
     return sum(sizes) * (devices if kind == "reduce-scatter" and not slices else 1)
+
+
+def _bytes_of(dtype: str) -> int:
+    if dtype not in _BYTES:
+        raise ValueError(f"expected one of {', '.join(_BYTES)} in a program's text, found {dtype}")
+    return _BYTES[dtype]
 
 
 def _axes(line: str, mesh_shape: Sequence[tuple[str, int]]) -> tuple[tuple[str, ...], int]:

@@ -7,7 +7,7 @@ from flm_jax.pods import step_time
 from flm_jax.pods.program import DoesNotFitError, compile_growth, compile_step
 from flm_jax.pods.report import GrowthReport, Report, StageReport
 from flm_jax.pods.request import Request
-from flm_jax.pods.search import Found, NoLayoutError, laid_out, layout_of, nearest, search
+from flm_jax.pods.search import Candidate, Found, NoLayoutError, laid_out, layout_of, nearest, search
 from flm_jax.pods.topology import Topology
 from flm_jax.tasks.packing import sequence_length
 from flm_jax.training.leg import Leg, check_mesh
@@ -34,29 +34,31 @@ def compile_run(request: Request, only: int | None = None) -> Report:
         raise ValueError(f"--stage={only}: expected one of the run's stages, 1 to {count}")
     wanted = range(count) if only is None else [only - 1]
     notes: list[str] = []
-    compiled: dict[int, StageReport] = {}
-    if request.searches:
-        for index in wanted:
-            request, compiled[index], found = _searched(request, index)
-            notes.append(found.describe())
-    else:
-        for index in wanted:
-            _check_divides(request, route, index)
-    legs = request.legs() if only is None else [_leg(request, index) for index in range(count)]
-    stages = []
+    stages: list[StageReport] = []
     for index in wanted:
-        plain = compiled.get(index) or report_step(legs[index], request.topology)
-        stages.append(plain)
-        if not plain.fits:
-            notes.append(_what_fits(request, route, index))
-        if index and legs[index].route.plans[index - 1].masked:
-            stages.append(report_step(legs[index], request.topology, masked=True))
-    growths = [
-        GrowthReport(new, request.topology, compile_growth(old, new))
-        for old, new in itertools.pairwise(legs)
-        if only is None and old.route.plans[old.index].operators
-    ]
+        if request.searches:
+            request, reports, found = _searched(request, index)
+            notes.append(found.describe())
+        else:
+            _check_divides(request, route, index)
+            reports = _steps(_leg(request, index), request.topology)
+            if not all(one.fits for one in reports):
+                notes.append(_what_fits(request, route, index))
+        stages += reports
+    growths = []
+    if only is None:
+        growths = [
+            report_growth(old, new, request.topology)
+            for old, new in itertools.pairwise(request.legs())
+            if old.route.plans[old.index].operators
+        ]
     return Report(stages, growths, notes)
+
+
+def _steps(leg: Leg, topology: Topology) -> list[StageReport]:
+    """The step of a stage, and that under the mask of the growth that led to it, if it has one."""
+    masked = leg.index > 0 and leg.route.plans[leg.index - 1].masked
+    return [report_step(leg, topology, with_mask) for with_mask in ((False, True) if masked else (False,))]
 
 
 def report_step(leg: Leg, topology: Topology, masked: bool = False) -> StageReport:
@@ -72,21 +74,35 @@ def report_step(leg: Leg, topology: Topology, masked: bool = False) -> StageRepo
     return StageReport(leg, topology, program, None, time, masked)
 
 
-def _searched(request: Request, index: int) -> tuple[Request, StageReport, Found]:
+def report_growth(old: Leg, new: Leg, topology: Topology) -> GrowthReport:
+    """Compiles one growth."""
+    try:
+        return GrowthReport(new, topology, compile_growth(old, new))
+    except DoesNotFitError as error:
+        return GrowthReport(new, topology, None, error)
+
+
+def _searched(request: Request, index: int) -> tuple[Request, list[StageReport], Found]:
     """The request with the stage's best layout, which the compiler has confirmed."""
     length = sequence_length(request.trainer.task_feature_lengths)
     found = search(Route.of(request.trainer.stages, length), index, request.topology, request.devices)
-    for candidate in found.fitting[:_ATTEMPTS]:
-        stages = list(request.trainer.stages)
-        stages[index] = laid_out(stages[index], candidate.layout)
-        attempt = request.with_stages(stages)
-        report = report_step(_leg(attempt, index), request.topology)
-        if report.fits:
-            return attempt, report, found
+    tried = found.fitting[:_ATTEMPTS]
+    for candidate in tried:
+        attempt, reports = _attempt(request, index, candidate)
+        if all(one.fits for one in reports):
+            return attempt, reports, found
     raise NoLayoutError(
-        f"no layout of stage {index + 1} was found to fit {request.topology.name}; take more devices, or fewer "
-        f"sequences a step (--global_batch, BATCH_SIZE).\n{found.describe()}"
+        f"no layout of stage {index + 1} fits {request.topology.name}: of {len(found.fitting):,} that were expected to "
+        f"the {len(tried)} fastest were compiled, and none does. Take more devices, or fewer sequences a step "
+        f"(--global_batch, BATCH_SIZE).\n{found.describe()}"
     )
+
+
+def _attempt(request: Request, index: int, candidate: Candidate) -> tuple[Request, list[StageReport]]:
+    stages = list(request.trainer.stages)
+    stages[index] = laid_out(stages[index], candidate.layout)
+    attempt = request.with_stages(stages)
+    return attempt, _steps(_leg(attempt, index), request.topology)
 
 
 def _leg(request: Request, index: int) -> Leg:
@@ -105,10 +121,11 @@ def _check_divides(request: Request, route: Route, index: int) -> None:
 def _what_fits(request: Request, route: Route, index: int) -> str:
     """The layout next to the stage's own that the compiler confirms."""
     found = search(route, index, request.topology, request.devices)
-    for candidate in nearest(found, layout_of(route.stages[index]))[:_ATTEMPTS]:
-        stages = list(request.trainer.stages)
-        stages[index] = laid_out(stages[index], candidate.layout)
-        report = report_step(_leg(request.with_stages(stages), index), request.topology)
-        if report.fits:
+    tried = nearest(found, layout_of(route.stages[index]))[:_ATTEMPTS]
+    for candidate in tried:
+        if all(one.fits for one in _attempt(request, index, candidate)[1]):
             return f"The nearest layout that was found to fit is {candidate.line(request.topology)}; compiled, and fits"
-    return f"No layout of stage {index + 1} was found to fit {request.topology.name}"
+    return (
+        f"Of {len(found.fitting):,} layouts that were expected to fit {request.topology.name} the {len(tried)} nearest "
+        f"to that of stage {index + 1} were compiled, and none fits"
+    )

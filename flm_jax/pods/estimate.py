@@ -20,7 +20,7 @@ from flm_jax.pods.collectives import Collective
 from flm_jax.pods.step_time import StepTime
 from flm_jax.pods.topology import Topology
 
-_BF16, _F32 = 2, 4
+_F32 = 4
 _CHUNK = 2048  # `LanguageModel.loss_chunk`, unless bound
 
 
@@ -96,7 +96,7 @@ def kept(config: ModelConfig, layout: Layout, size: _Sizes) -> float:
     found = of_layer * size.layers * size.ticks
     if layout.remat == "stage":
         found = size.residual * (size.ticks + size.layers)
-    return _BF16 * found
+    return jnp.dtype(config.dtype).itemsize * found
 
 
 class _State(NamedTuple):
@@ -141,21 +141,22 @@ def temporaries(config: ModelConfig, layout: Layout, size: _Sizes, params: float
         size: Its sizes.
         params: Bytes of parameters on one device.
     """
-    mesh, count = layout.mesh, layout.num_microbatches
+    mesh, count, act = layout.mesh, layout.num_microbatches, jnp.dtype(config.dtype).itemsize
     pipelined = mesh.stage > 1
     parts = math.gcd(mesh.data, config.d_model)  # in which gradients lie over the data axis
     # Of a pipeline that is differentiated automatically each tick makes a whole set of gradients besides.
     gradients = params / parts if layout.remat in ("full", "stage") or not pipelined else 2 * params
     summed = params / parts if count > 1 and not pipelined else 0.0
-    waiting = kept(config, layout, size) + params / 2 + summed
+    copies = params / 2 if config.dtype == "bfloat16" else 0.0  # of all layers, made before the loop
+    waiting = kept(config, layout, size) + copies + summed
     rows = count if pipelined else 1
-    layer = size.layer * (_BF16 * _GATHERED + _F32 * _GRADIENT)
-    layer += _BF16 * (_WHOLE * size.whole + _UNITS * size.units + _HEADS * size.heads)
+    layer = size.layer * (act * _GATHERED + _F32 * _GRADIENT)
+    layer += act * (_WHOLE * size.whole + _UNITS * size.units + _HEADS * size.heads)
     if pipelined:
-        layer += _BF16 * 4 * size.residual * rows
+        layer += act * 4 * size.residual * rows
     tokens = size.tokens * rows
     chunk = min(_CHUNK, tokens) * config.vocab_size / (mesh.tensor * mesh.stage)
-    loss = _BF16 * _HIDDEN * size.whole * rows + _F32 * _LOGITS * chunk
+    loss = act * _HIDDEN * size.whole * rows + _F32 * _LOGITS * chunk
     if tokens > _CHUNK:
         loss += _F32 * _TABLE * size.table
     update = 2 * params / parts + (params if parts > 1 else 0)
@@ -189,13 +190,14 @@ def estimate(
 def exchanged(config: ModelConfig, layout: Layout, batch: int, length: int) -> list[Collective]:
     """What one device sends in a step."""
     mesh, count, size = layout.mesh, layout.num_microbatches, sizes(config, layout, batch, length)
+    act = jnp.dtype(config.dtype).itemsize
     again = {"full": 1, "stage": 2}.get(layout.remat, 0)
     ticks = size.ticks if mesh.stage > 1 else count
     passes = ticks * size.layers
     found = []
     if mesh.fsdp > 1:
         gathers = (2 + (layout.remat == "stage")) * passes
-        found.append(Collective("all-gather", ("fsdp",), mesh.fsdp, _BF16 * size.layer * gathers, gathers))
+        found.append(Collective("all-gather", ("fsdp",), mesh.fsdp, act * size.layer * gathers, gathers))
         found.append(Collective("reduce-scatter", ("fsdp",), mesh.fsdp, _F32 * size.layer * passes, passes))
     if mesh.data > 1:
         own = size.layer / mesh.fsdp
@@ -206,14 +208,12 @@ def exchanged(config: ModelConfig, layout: Layout, batch: int, length: int) -> l
         # Each sublayer gathers what it reads and scatters what it writes; the backward pass the reverse, and gathers
         # what it reads once more.
         gathers, scatters = passes * (2 + 4 + 2 * again), passes * (2 + 2 + again)
-        found.append(Collective("all-gather", ("tensor",), parts, _BF16 * size.whole * gathers, gathers))
+        found.append(Collective("all-gather", ("tensor",), parts, act * size.whole * gathers, gathers))
         # The loss adds up the gradient to what it has read, in float32.
         found.append(Collective("all-reduce", ("tensor",), parts, _F32 * size.whole * count, count))
-        found.append(
-            Collective("reduce-scatter", ("tensor",), parts, _BF16 * size.whole * scatters, scatters)
-        )
+        found.append(Collective("reduce-scatter", ("tensor",), parts, act * size.whole * scatters, scatters))
     if mesh.stage > 1:
-        bytes_ = 2 * ticks * _BF16 * size.residual
+        bytes_ = 2 * ticks * act * size.residual
         found.append(Collective("collective-permute", ("stage",), mesh.stage, bytes_, 2 * ticks))
         found.append(Collective("all-reduce", ("stage",), mesh.stage, bytes_, 2 * ticks))
     return found

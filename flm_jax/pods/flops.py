@@ -7,12 +7,22 @@ it runs. Elementwise work is left out: it is bound by memory.
 import math
 from typing import Any
 
+import jax.numpy as jnp
 from jax.extend import core
 from jax.interpreters import partial_eval
 
-# Matmuls of a block of scores in each kernel of attention, by a part of its name: forward q k and p v; to queries those
-# of p, dp, dq; to keys and values of p, dv, dp, dk.
-_KERNEL_MATMULS = (("dkv", 4), ("dq", 3), ("bwd", 5), ("backward", 5), ("fwd", 2), ("mha", 2))
+from flm_jax.layers.flash import block_size
+
+# Matmuls of a block of scores in each kernel of attention, by a part of its name, and where its queries have their
+# length: forward q k and p v; to queries those of p, dp, dq; to keys and values of p, dv, dp, dk.
+_KERNELS = (
+    ("splash_mha_fwd", "splash", 2, -2),
+    ("splash_mha_dq", "splash", 3, -2),
+    ("splash_mha_dkv", "splash", 4, -2),
+    ("mha_preprocess_backward", "triton", 0, -3),
+    ("mha_backward", "triton", 7, -3),
+    ("mha_forward", "triton", 2, -3),
+)
 
 
 def count(jaxpr: core.ClosedJaxpr) -> float:
@@ -62,10 +72,12 @@ def _jaxprs(value: Any) -> list[Any]:
 def _kernel(equation: Any) -> float:
     """Of causal flash attention: blocks above the diagonal are skipped, those on it computed whole."""
     name = str(equation.params.get("name") or equation.params.get("name_and_src_info"))
-    matmuls = next((number for part, number in _KERNEL_MATMULS if part in name), None)
-    queries = [v.aval.shape for v in equation.invars if v.aval.ndim >= 3 and v.aval.dtype.kind in "fV"]
-    if matmuls is None or not queries:
+    known = next((entry[1:] for entry in _KERNELS if entry[0] in name), None)
+    if known is None:
         raise ValueError(f"expected one of attention's kernels, found {name}")
-    shape = max(queries, key=math.prod)
-    length = shape[-2]
-    return matmuls * 2.0 * math.prod(shape) * (length + 512) / 2
+    backend, matmuls, axis = known
+    shape = max(
+        (v.aval.shape for v in equation.invars if jnp.issubdtype(v.aval.dtype, jnp.floating)), key=math.prod
+    )
+    length = shape[axis]
+    return matmuls * 2.0 * math.prod(shape) * (length + block_size(backend, length)) / 2

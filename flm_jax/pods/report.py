@@ -134,33 +134,37 @@ class StageReport:
 
 @dataclasses.dataclass(frozen=True)
 class GrowthReport:
-    """Of one growth of a run."""
+    """Of one growth of a run; `growth` is None where the compiler refused a program of it, and `refusal` says why."""
 
     new: Leg
     topology: Topology
-    growth: Growth
+    growth: Growth | None
+    refusal: DoesNotFitError | None = None
 
     @property
     def fits(self) -> bool:
         """As it is carried out."""
-        return self.growth.peak <= self.topology.chip.memory_bytes
+        return self.growth is not None and self.growth.peak <= self.topology.chip.memory_bytes
 
     def to_json(self) -> dict[str, Any]:
         """All numbers; bytes are those of one device."""
-        return {
+        found: dict[str, Any] = {
             "into_stage": self.new.index + 1,
             "num_params": self.new.config.num_params,
             "topology": self.topology.name,
-            "peak_bytes_per_device": self.growth.peak,
             "device_bytes": self.topology.chip.memory_bytes,
             "fits": self.fits,
-            "both_states_bytes": self.growth.both,
-            **dataclasses.asdict(self.growth),
         }
+        if self.growth is None:
+            return found | {"peak_bytes_per_device": None, "refusal": str(self.refusal)}
+        sizes = {"peak_bytes_per_device": self.growth.peak, "both_states_bytes": self.growth.both}
+        return found | sizes | dataclasses.asdict(self.growth)
 
     def table(self) -> str:
         """For people."""
         growth, index = self.growth, self.new.index
+        if growth is None:
+            return f"growth into stage {index + 1}: does not fit, the compiler says: {self.refusal}"
         verdict = "fits" if self.fits else "DOES NOT FIT"
         return (
             f"growth into stage {index + 1}: {_gib(growth.peak)} of {_gib(self.topology.chip.memory_bytes)} a device: "

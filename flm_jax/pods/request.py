@@ -2,14 +2,13 @@
 
 import argparse
 import dataclasses
-from typing import Any
 
 import gin
 import jax
 
 from flm_jax import gin_setup
 from flm_jax.grow.schedule import Route, Stage
-from flm_jax.partitioning import MESH_AXES
+from flm_jax.partitioning import MeshShape
 from flm_jax.pods import topology
 from flm_jax.pods.topology import Topology
 from flm_jax.training.leg import Leg
@@ -78,12 +77,9 @@ def from_options(options: argparse.Namespace) -> Request:
 def trainer_of(options: argparse.Namespace) -> tuple[Trainer, bool]:
     """The run that gin and flags describe, and whether they say how it is laid out; see `from_options`."""
     files, paths = list(options.gin_file), [path for path in options.gin_search_paths.split(",") if path]
-    if not gin_setup.bound(files, [], paths, "Trainer.stages"):
-        files.append(_RUN)
-    laid_out = any("MeshShape." in binding for binding in options.gin_bindings) or any(
-        gin_setup.bound(options.gin_file, [], paths, f"MeshShape.{axis}") for axis in MESH_AXES
-    )
-    length = options.length or _LENGTH
+    if not gin_setup.bound(files, paths, "Trainer.stages"):
+        files.insert(0, _RUN)  # the user's files win
+    length = options.length or gin_setup.value("ModelConfig.max_length", _LENGTH)
     defaults = {**_DEFAULTS, "TASK_FEATURE_LENGTHS": repr({"targets": length})}
     gin_setup.parse(files, options.gin_bindings, paths, defaults)
     try:
@@ -92,12 +88,14 @@ def trainer_of(options: argparse.Namespace) -> tuple[Trainer, bool]:
         raise gin_setup.GinError(
             f"a gin binding is missing or has a value of the wrong type: {error}"
         ) from error
-    changes: dict[str, Any] = {}
+    stages, changes = list(trainer.stages), {}
     if options.length:
         changes["task_feature_lengths"] = {"targets": options.length}
-    stages = [_with_length(stage, length) for stage in trainer.stages]
+        stages = [_with_length(stage, options.length) for stage in stages]
     if options.global_batch:
         stages = [dataclasses.replace(stage, batch_size=options.global_batch) for stage in stages]
+    laid_out = any("MeshShape." in binding for binding in options.gin_bindings)
+    laid_out = laid_out or any(stage.mesh != MeshShape() for stage in stages)
     return dataclasses.replace(trainer, stages=stages, **changes), laid_out
 
 

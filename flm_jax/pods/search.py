@@ -11,7 +11,8 @@ import jax
 from flm_jax.chips import GIB
 from flm_jax.config import REMAT_POLICIES, ModelConfig
 from flm_jax.grow.schedule import Route, Stage
-from flm_jax.partitioning import MESH_AXES, MeshShape
+from flm_jax.layers.attention import choose
+from flm_jax.partitioning import MESH_AXES, MeshShape, platform
 from flm_jax.pods.estimate import Estimate, Layout, estimate
 from flm_jax.pods.topology import Topology
 from flm_jax.training.leg import check_mesh
@@ -95,12 +96,17 @@ def search(route: Route, index: int, topology: Topology, devices: list[jax.Devic
     Args:
         route: Whose stage it is.
         index: Of the stage.
-        topology: With its
-        devices: on which they are laid out.
+        topology: Where it is to run.
+        devices: Of the topology.
+
+    Raises:
+        ValueError: the kernel of attention that the config names cannot take the model on these devices.
     """
     config, stage = route.config(index), route.stages[index]
     refused: Counter = Counter()
     candidates = []
+    with jax.set_mesh(MeshShape().build(devices)):  # what no layout mends is said at once
+        choose(config, route.length, platform())
     for mesh_shape in _meshes(config, topology.num_devices):
         rows = stage.batch_size // (mesh_shape.data * mesh_shape.fsdp)
         if stage.batch_size % (mesh_shape.data * mesh_shape.fsdp):
@@ -162,11 +168,15 @@ def _policies(mesh: MeshShape) -> list[str]:
 
 def _refused(route: Route, index: int, mesh: MeshShape, devices: list[jax.Device]) -> str | None:
     stages = list(route.stages)
-    stages[index] = dataclasses.replace(stages[index], mesh=mesh, num_microbatches=1)
+    stages[index] = laid_out(stages[index], Layout(mesh, "full", 1))
     try:
-        check_mesh(dataclasses.replace(route, stages=tuple(stages)), index, devices)
-    except ValueError:
-        return "that divide an axis unevenly"
+        check_mesh(Route.of(stages, route.length), index, devices)
+    except ValueError as error:
+        return (
+            "with slices that do not divide data"
+            if "slices" in str(error)
+            else "that divide an axis unevenly"
+        )
     return None
 
 

@@ -5,6 +5,7 @@ them, and so do the permutes into which XLA cuts a gather or scatter around a ma
 """
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -53,9 +54,8 @@ def predict(
     hidden = exposed = 0.0
     for each in exchanged:
         seconds = exchange_seconds(each, bandwidth(mesh, each.axes, topology))
-        if set(each.axes) <= {"data", "fsdp"} or (
-            each.kind == "collective-permute" and "stage" not in each.axes
-        ):
+        permuted = each.kind == "collective-permute" and "stage" not in each.axes
+        if each.beside or permuted or set(each.axes) <= {"data", "fsdp"}:
             hidden += seconds
         else:
             exposed += seconds
@@ -74,8 +74,9 @@ def exchange_seconds(exchange: Collective, bytes_per_second: float) -> float:
 def bandwidth(mesh: Mesh, axes: Sequence[str], topology: Topology) -> float:
     """Bytes a second that a device can send to those along the mesh axes.
 
-    On a TPU's torus the links of every axis that the devices lie along, half of them where it is not closed; the
-    network where they lie in several slices. Between hosts with GPUs the network cards of those that take part.
+    On a TPU's torus the links of every axis that the devices lie along, half of them where it is not closed, and their
+    part of them where other groups lie in between. Between slices, and between hosts with GPUs, the network of those
+    that take part.
     """
     chip = topology.chip
     index = tuple(slice(None) if name in axes else 0 for name in mesh.axis_names)
@@ -86,14 +87,18 @@ def bandwidth(mesh: Mesh, axes: Sequence[str], topology: Topology) -> float:
         if len(hosts) == 1:
             return chip.link_bandwidth
         return min(chip.link_bandwidth, chip.network_bandwidth * len(numbers) / len(hosts))
-    if topology.slices > 1 and len({device.slice_index for device in group}) > 1:
-        return chip.network_bandwidth
+    slices = len({device.slice_index for device in group}) if topology.slices > 1 else 1
+    if slices > 1:
+        return chip.network_bandwidth * len(group) / slices
     links = 0.0
     for axis, size in enumerate(topology.shape):
-        extent = len({device.coords[axis] for device in group})
-        if extent > 1:
-            closed = extent == size and size % chip.whole == 0
-            links += chip.link_bandwidth * (1.0 if closed else 0.5)
+        places = sorted({device.coords[axis] for device in group})
+        if len(places) > 1:
+            closed = len(places) == size and size % chip.whole == 0
+            shared = min(
+                after - before for before, after in itertools.pairwise(places)
+            )  # with the groups in between
+            links += chip.link_bandwidth * (1.0 if closed else 0.5) / shared
     return links or chip.link_bandwidth
 
 

@@ -46,13 +46,6 @@ class Topology:
         """In all."""
         return self.slices * math.prod(self.shape)
 
-    @property
-    def num_hosts(self) -> int:
-        """Each of which runs one process."""
-        if self.chip.kind == "gpu":
-            return self.shape[0]
-        return self.slices * math.ceil(math.prod(self.shape) / self.chip.per_host)
-
     def devices(self) -> list:
         """JAX's devices, to compile for.
 
@@ -92,7 +85,7 @@ def parse(name: str) -> Topology:
     Raises:
         TopologyError: another form, or a chip that is not known.
     """
-    found = re.fullmatch(r"(?:(\d+)x(?=v))?([a-z]\w*):(\d+(?:x\d+)*)", name)
+    found = re.fullmatch(r"(?:([2-9]|[1-9]\d+)x(?=v))?([a-z]\w*):(\d+(?:x\d+)*)", name)
     if not found or found[2] not in _BY_NAME:
         raise TopologyError(
             "expected --topology=CHIP:SHAPE such as v5p:4x8x8, 2xv5e:16x16 (two slices) or a800:24x8 (24 hosts of 8), "

@@ -193,12 +193,17 @@ class Leg:
 
 
 def check_mesh(route: Route, index: int, devices: list[jax.Device] | None = None) -> None:
-    """Refuses a stage whose batch or parameters its mesh over `devices`, or over all that are here, cannot split.
+    """Refuses a stage whose length its model, or whose batch or parameters its mesh over `devices`, cannot take.
 
     Raises:
         ValueError: naming both.
     """
-    stage, mesh = route.stages[index], route.stages[index].mesh.build(devices)
+    stage, config, mesh = route.stages[index], route.config(index), route.stages[index].mesh.build(devices)
+    if route.length > config.max_length:
+        raise ValueError(
+            f"TASK_FEATURE_LENGTHS make sequences of {route.length} tokens, more than ModelConfig.max_length = "
+            f"{config.max_length}"
+        )
     parts = mesh.shape["data"] * mesh.shape["fsdp"] * stage.num_microbatches
     if stage.batch_size % parts:
         raise ValueError(
@@ -210,14 +215,14 @@ def check_mesh(route: Route, index: int, devices: list[jax.Device] | None = None
         route.length, "the length of the sequences", residual, mesh, "change TASK_FEATURE_LENGTHS"
     )
     partitioning.check_divides(
-        route.config(index).d_model, "the columns of the token table", partitioning.mesh_spec("looked_up")[0], mesh,
+        config.d_model, "the columns of the token table", partitioning.mesh_spec("looked_up")[0], mesh,
         "change ModelConfig.d_model",
     )  # fmt: skip
-    partitioning.param_shardings(route.config(index), mesh)
-    if route.config(index).remat == "stage" and mesh.shape["stage"] == 1:
+    partitioning.param_shardings(config, mesh)
+    if config.remat == "stage" and mesh.shape["stage"] == 1:
         raise ValueError(
             "ModelConfig.remat = 'stage' keeps what pipeline stages begin with, found MeshShape.stage = 1; bind "
             "ModelConfig.remat to 'full', or MeshShape.stage to 2 or more"
         )
     with jax.set_mesh(mesh):
-        choose(route.config(index), route.length, partitioning.platform())
+        choose(config, route.length, partitioning.platform())

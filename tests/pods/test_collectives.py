@@ -83,12 +83,50 @@ def test_what_is_in_a_loop_counts_as_often_as_it_runs(rounds: tuple[str, ...]) -
     assert (one.times, one.bytes) == (81, 81 * 32)
 
 
+def test_an_exchange_beside_matmuls_counts_once() -> None:
+    """As libtpu writes it: where it starts, in a fusion with a matmul, and where it is over."""
+    gather = "  %all-gather.{} = bf16[4,4]{{1,0}} all-gather(%x), channel_id=134, replica_groups=[2,4]<=[8]"
+    text = "\n".join(
+        [
+            "HloModule jit_step",
+            "%start.1 (p: bf16[1,4]) -> bf16[4,4] {",
+            gather.format(1),
+            '  ROOT %c = bf16[4,4]{1,0} custom-call(%all-gather.1), custom_call_target="AsyncCollectiveStart"',
+            "}",
+            "%async_collective_fusion.7 (p: bf16[1,4]) -> bf16[4,4] {",
+            gather.format(2),
+            "}",
+            "%done.1 (p: bf16[1,4]) -> bf16[4,4] {",
+            gather.format(3),
+            '  ROOT %c = bf16[4,4]{1,0} custom-call(%all-gather.3), custom_call_target="AsyncCollectiveDone"',
+            "}",
+            "ENTRY %main (a: f32[2]) -> f32[2] {",
+            "  %f.1 = bf16[4,4] fusion(%a), kind=kCustom, calls=%start.1",
+            "  %f.2 = bf16[4,4] fusion(%a), kind=kOutput, calls=%async_collective_fusion.7",
+            "  %f.3 = bf16[4,4] fusion(%a), kind=kCustom, calls=%done.1",
+            "}",
+        ]
+    )
+    assert read(text, MESH) == [Collective("all-gather", ("fsdp",), 4, 32, 1, beside=True)]
+
+
+def test_loops_without_exchanges_may_run_as_they_like() -> None:
+    assert (
+        read(
+            program(body=("  %a = f32[2] add(%x, %y)",), condition=("  ROOT %p = pred[] parameter(0)",)), MESH
+        )
+        == []
+    )
+
+
 def test_unknown_forms_are_refused() -> None:
     gather = "  %a = bf16[4,4]{1,0} all-gather(%x), replica_groups=?, dimensions={0}"
     with pytest.raises(ValueError, match="groups of devices in a form that is known"):
         read(program(gather), MESH)
     with pytest.raises(ValueError, match="whose rounds are known"):
         read(program(body=(gather,), condition=("  ROOT %p = pred[] parameter(0)",)), MESH)
+    with pytest.raises(ValueError, match="found f8e4m3fn"):
+        read(program("  %a = f8e4m3fn[8]{0} all-reduce(%x), replica_groups={}"), MESH)
     with pytest.raises(ValueError, match="with an ENTRY"):
         read("HloModule nothing", MESH)
 

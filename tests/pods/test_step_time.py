@@ -36,7 +36,14 @@ def stand_in(where: Topology, shape: MeshShape) -> Any:
         ("v5p:4x8x8", MeshShape(1, 4, 64), ("tensor",), 2 * 200e9),
         ("v5e:16x16", MeshShape(1, 128, 2), ("tensor",), 100e9 / 2),  # two of a ring of sixteen
         ("v5e:4x4", MeshShape(1, 16), ("fsdp",), 2 * 100e9 / 2),  # no ring is closed
+        (
+            "v5p:4x8x8",
+            MeshShape(1, 16, 16),
+            ("fsdp",),
+            200e9 * (0.5 / 2 + 1),
+        ),  # every other of four, all of eight
         ("2xv5e:16x16", MeshShape(2, 256), ("data",), 3.1e9),
+        ("2xv5e:16x16", MeshShape(4, 128), ("data",), 2 * 3.1e9),  # two of each slice
         ("2xv5e:16x16", MeshShape(2, 256), ("fsdp",), 2 * 100e9),
         ("a800:24x8", MeshShape(24, 1, 8), ("tensor",), 200e9),
         ("a800:24x8", MeshShape(24, 1, 8), ("data",), 12.5e9),
