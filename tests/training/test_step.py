@@ -85,7 +85,7 @@ def test_state_is_split_as_the_rules_say() -> None:
     kernel = state.params["layers"]["mlp"]["wi_kernel"]
     assert kernel.addressable_shards[0].data.shape == (2, 24 // 2, 40 // 2)
     moment = optax.tree_utils.tree_get(state.opt_state, "mu")["layers"]["mlp"]["wi_kernel"]
-    assert moment.addressable_shards[0].data.shape == (2 // 2, 24 // 2, 40 // 2), "over the data axis besides"
+    assert moment.addressable_shards[0].data.shape == (2, 24 // 2 // 2, 40 // 2), "over the data axis besides"
 
 
 def _same(made: jax.Array, plan: jax.ShapeDtypeStruct) -> None:
