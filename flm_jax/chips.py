@@ -42,25 +42,17 @@ class Chip:
     target: tuple[float, ...] = ()
 
 
+# Ampere and Hopper, for their compiler.
+_SM_80 = (8.0, 108, 167_936, 166_912, 41_943_040, 1.41, 64)
+_SM_90 = (9.0, 132, 233_472, 232_448, 52_428_800, 1.98, 128)
+
 # TPUs: what their compiler gives out. GPUs: 0.95 of what the board has, as launch/slurm.sbatch lets JAX take.
 CHIPS = (
     Chip("v6e", "tpu", 918e12, 125 * GIB // 4, 1600e9, 200e9, 12.5e9, 0.52, whole=16),
     Chip("v5e", "tpu", 197e12, 63 * GIB // 4, 819e9, 100e9, 3.1e9, 0.74, whole=16),
     Chip("v5p", "tpu", 459e12, 95 * GIB, 2765e9, 200e9, 6.25e9, 0.72, whole=4),
-    Chip(
-        "h200", "gpu", 989e12, 133 * GIB, 4800e9, 450e9, 50e9, 0.6,
-        target=(9.0, 132, 233_472, 232_448, 52_428_800, 1.98, 128),
-    ),
-    Chip(
-        "h100", "gpu", 989e12, 75 * GIB, 3352e9, 450e9, 50e9, 0.6,
-        target=(9.0, 132, 233_472, 232_448, 52_428_800, 1.98, 128),
-    ),
-    Chip(
-        "a100", "gpu", 312e12, 75 * GIB, 2039e9, 300e9, 25e9, 0.65,
-        target=(8.0, 108, 167_936, 166_912, 41_943_040, 1.41, 64),
-    ),
-    Chip(
-        "a800", "gpu", 312e12, 75 * GIB, 2039e9, 200e9, 12.5e9, 0.65,
-        target=(8.0, 108, 167_936, 166_912, 41_943_040, 1.41, 64),
-    ),
-)  # fmt: skip
+    Chip("h200", "gpu", 989e12, 133 * GIB, 4800e9, 450e9, 50e9, 0.6, target=_SM_90),
+    Chip("h100", "gpu", 989e12, 75 * GIB, 3352e9, 450e9, 50e9, 0.6, target=_SM_90),
+    Chip("a100", "gpu", 312e12, 75 * GIB, 2039e9, 300e9, 25e9, 0.65, target=_SM_80),
+    Chip("a800", "gpu", 312e12, 75 * GIB, 2039e9, 200e9, 12.5e9, 0.65, target=_SM_80),
+)

@@ -9,8 +9,7 @@ import argparse
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from flm_jax import __version__, gin_setup
 from flm_jax.verbs import compile_, tokenizer
@@ -185,7 +184,7 @@ def _train(options: argparse.Namespace) -> int:
         )
     processes.join(options.coordinator, options.num_processes, options.process_id)
     parse_gin(options)
-    run = _built(gin.get_configurable(trainer.Trainer))
+    run = gin_setup.built(gin.get_configurable(trainer.Trainer))
     if options.dry_run:
         from flm_jax.pods import launch
 
@@ -199,16 +198,6 @@ def _train(options: argparse.Namespace) -> int:
         print(f"flm train: {error}", file=sys.stderr)
         return EXIT_FAILED
     return 0 if outcome is trainer.Outcome.FINISHED else EXIT_STOPPED
-
-
-def _built(make: Callable) -> Any:
-    """What gin makes; a value of the wrong type is the configuration's fault, not the program's."""
-    try:
-        return make()
-    except TypeError as error:
-        raise gin_setup.GinError(
-            f"a gin binding is missing or has a value of the wrong type: {error}"
-        ) from error
 
 
 def _prepare(options: argparse.Namespace) -> int:

@@ -6,7 +6,7 @@ import difflib
 import inspect
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -155,6 +155,18 @@ def _check_macros(used_by_files: set[str], off_in_files: set[str]) -> None:
     if required:
         name = required.group(1)
         raise GinError(f"{name} has no default: give --gin.{name}=value, or a --gin_file that sets it")
+
+
+def built(make: Callable[[], Any]) -> Any:
+    """What gin makes; a value of the wrong type is the configuration's fault, not the program's.
+
+    Raises:
+        GinError: a binding is missing, or of the wrong type.
+    """
+    try:
+        return make()
+    except TypeError as error:
+        raise GinError(f"a gin binding is missing or has a value of the wrong type: {error}") from error
 
 
 def unused_macros() -> list[str]:

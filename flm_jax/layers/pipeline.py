@@ -82,9 +82,8 @@ _all_ticks = jax.custom_vjp(_forward_alone, nondiff_argnums=(0,))
 class _Kept(NamedTuple):
     """Of every tick, for the backward pass."""
 
-    x: (
-        jax.Array
-    )  # what stages began with, `[ticks, stages, rows, ...]`; or their layers, `[ticks, stages, layers, ...]`
+    # What stages began with, `[ticks, stages, rows, ...]`; or their layers, `[ticks, stages, layers, rows, ...]`.
+    x: jax.Array
     beside: Tree  # `[ticks, stages, rows, ...]`
 
 

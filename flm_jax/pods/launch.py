@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable, Iterator
 from itertools import groupby
-from typing import Any
 
 import jax
+import numpy as np
 
 from flm_jax.training.leg import Leg
 from flm_jax.training.trainer import Trainer
@@ -32,13 +32,13 @@ def dry_run(trainer: Trainer, devices: list[jax.Device] | None = None) -> str:
 
 
 def _processes(leg: Leg) -> Iterator[str]:
-    """A line for each process, those in a row that do alike together."""
+    """A line for each process."""
     rows: dict[int, set[int]] = {}
     places: dict[int, list[tuple[int, ...]]] = {}
     size = leg.stage.batch_size
     for device, (piece, *_) in leg.row_sharding.devices_indices_map((size,)).items():
         rows.setdefault(device.process_index, set()).update(range(*piece.indices(size)))
-    for place, device in _placed(leg):
+    for place, device in np.ndenumerate(leg.mesh.devices):
         places.setdefault(device.process_index, []).append(place)
     for process in sorted(rows):
         held = zip(*places[process], strict=True)
@@ -51,16 +51,6 @@ def _processes(leg: Leg) -> Iterator[str]:
             f"  process {process}: {len(places[process])} devices ({where or 'all'}); reads {len(rows[process]):,} of "
             f"{size:,} rows: {_ranges(rows[process])}"
         )
-
-
-def _placed(leg: Leg) -> Iterator[tuple[tuple[int, ...], Any]]:
-    """Every device with its place on the mesh."""
-    for index, device in enumerate(leg.mesh.devices.flat):
-        place, rest = [], index
-        for size in reversed(leg.mesh.devices.shape):
-            rest, at = divmod(rest, size)
-            place.append(at)
-        yield tuple(reversed(place)), device
 
 
 def _ranges(numbers: Iterable[int]) -> str:

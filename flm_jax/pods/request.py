@@ -7,7 +7,7 @@ import gin
 import jax
 
 from flm_jax import gin_setup
-from flm_jax.grow.schedule import Route, Stage
+from flm_jax.grow.schedule import Stage
 from flm_jax.partitioning import MeshShape
 from flm_jax.pods import topology
 from flm_jax.pods.topology import Topology
@@ -42,13 +42,9 @@ class Request:
     devices: list[jax.Device]
     searches: bool
 
-    def route(self) -> Route:
-        """The stages, checked for these devices."""
-        return self.trainer.check(self.devices)
-
     def legs(self) -> list[Leg]:
         """The stages, ready to be compiled."""
-        return self.trainer.legs(self.route(), self.devices)
+        return self.trainer.legs(self.trainer.check(self.devices), self.devices)
 
     def with_stages(self, stages: list[Stage]) -> "Request":
         """The same run with other layouts."""
@@ -82,12 +78,7 @@ def trainer_of(options: argparse.Namespace) -> tuple[Trainer, bool]:
     length = options.length or gin_setup.value("ModelConfig.max_length", _LENGTH)
     defaults = {**_DEFAULTS, "TASK_FEATURE_LENGTHS": repr({"targets": length})}
     gin_setup.parse(files, options.gin_bindings, paths, defaults)
-    try:
-        trainer = gin.get_configurable(Trainer)()
-    except TypeError as error:
-        raise gin_setup.GinError(
-            f"a gin binding is missing or has a value of the wrong type: {error}"
-        ) from error
+    trainer = gin_setup.built(gin.get_configurable(Trainer))
     stages, changes = list(trainer.stages), {}
     if options.length:
         changes["task_feature_lengths"] = {"targets": options.length}

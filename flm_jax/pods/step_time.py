@@ -82,11 +82,13 @@ def bandwidth(mesh: Mesh, axes: Sequence[str], topology: Topology) -> float:
     index = tuple(slice(None) if name in axes else 0 for name in mesh.axis_names)
     group = list(np.asarray(mesh.devices[index]).ravel())
     if chip.kind == "gpu":
-        numbers = [_number(mesh, device) for device in group]
-        hosts = {number // topology.shape[1] for number in numbers}
+        numbers = {
+            number: place for place, number in enumerate(sorted(device.id for device in mesh.devices.flat))
+        }
+        hosts = {numbers[device.id] // topology.shape[1] for device in group}  # they are counted host by host
         if len(hosts) == 1:
             return chip.link_bandwidth
-        return min(chip.link_bandwidth, chip.network_bandwidth * len(numbers) / len(hosts))
+        return min(chip.link_bandwidth, chip.network_bandwidth * len(group) / len(hosts))
     slices = len({device.slice_index for device in group}) if topology.slices > 1 else 1
     if slices > 1:
         return chip.network_bandwidth * len(group) / slices
@@ -100,12 +102,6 @@ def bandwidth(mesh: Mesh, axes: Sequence[str], topology: Topology) -> float:
             )  # with the groups in between
             links += chip.link_bandwidth * (1.0 if closed else 0.5) / shared
     return links or chip.link_bandwidth
-
-
-def _number(mesh: Mesh, device: object) -> int:
-    """Of a GPU, counted host by host."""
-    ordered = sorted(mesh.devices.flat, key=lambda one: one.id)
-    return ordered.index(device)
 
 
 def utilisation(flops: float, seconds: float, num_devices: int, chip: Chip) -> float:

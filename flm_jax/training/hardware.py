@@ -6,21 +6,24 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-# Dense bfloat16 FLOP/s of one device as JAX counts devices, by a part of its `device_kind`; from the vendors'
-# data sheets. The first match wins.
+from flm_jax.chips import CHIPS
+
+_RATE = {chip.name: chip.flops_per_second for chip in CHIPS}
+# Dense bfloat16 FLOP/s of one device as JAX counts devices, by a part of its `device_kind`; those that are not among
+# `CHIPS` from the vendors' data sheets. The first match wins.
 _DATA_SHEET = (
-    ("TPU v6", 918e12),
-    ("TPU v5 lite", 197e12),
-    ("TPU v5e", 197e12),
-    ("TPU v5", 459e12),
+    ("TPU v6", _RATE["v6e"]),
+    ("TPU v5 lite", _RATE["v5e"]),
+    ("TPU v5e", _RATE["v5e"]),
+    ("TPU v5", _RATE["v5p"]),
     ("TPU v4", 275e12),
     ("B200", 2250e12),
-    ("H200", 989e12),
+    ("H200", _RATE["h200"]),
     ("H100 PCIe", 756e12),
-    ("H100", 989e12),
+    ("H100", _RATE["h100"]),
     ("H800", 989e12),
-    ("A100", 312e12),
-    ("A800", 312e12),
+    ("A100", _RATE["a100"]),
+    ("A800", _RATE["a800"]),
 )
 
 
