@@ -83,10 +83,13 @@ def exhaustive() -> None:
     batch, length = 8, 512
     found = search(Route.of([Stage(LanguageModel(config), batch, 1e-3, steps=10)], length), 0, where, devices)
     seconds: dict[Layout, float] = {}
-    for one in found.candidates:
+    for number, one in enumerate(found.candidates, start=1):
         report = compiled(config, where, devices, one.layout, batch)
+        outcome = "does not fit"
         if report.fits and report.time is not None:
             seconds[one.layout] = report.time.seconds
+            outcome = f"{report.time.seconds * 1e3:.3f} ms"
+        print(f"{number} of {len(found.candidates)}: {one.layout!s:60} {outcome}", flush=True)
     best, pick = min(seconds, key=lambda layout: seconds[layout]), found.fitting[0].layout
     print(f"{len(found.candidates)} layouts compiled, {len(seconds)} fit")
     print(f"best: {best}, {seconds[best] * 1e3:.3f} ms; pick: {pick}, {seconds[pick] * 1e3:.3f} ms")
