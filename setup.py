@@ -41,6 +41,7 @@ setup(
         "matplotlib>=3.10",
         "tqdm>=4.67",
         "numpy>=2.1",
+        "scipy>=1.15",
     ],
     extras_require={
         "tpu": ["jax[tpu]>=0.10.2"],
