@@ -9,7 +9,7 @@ import numpy as np
 from flm_jax.scaling.laws import LossLaw, SizeLaw
 
 LEVEL = 0.9
-RESAMPLES = {SizeLaw: 1000, LossLaw: 300}  # a millisecond each, and 20
+RESAMPLES = {SizeLaw: 1000, LossLaw: 300}  # about 1 ms each, and 7
 
 Law = TypeVar("Law", SizeLaw, LossLaw)
 

@@ -29,7 +29,7 @@ def draw(prediction: Prediction, path: str | Path) -> None:
             for each in _spread(np.unique(tokens))
         ]
     for number, (colour, at) in enumerate(curves):
-        curve, band = (None, None) if number else (equation(law), f"{LEVEL:.0%} of runs")
+        curve, band = (None, None) if number else ("law", f"{LEVEL:.0%} of runs")
         axes.plot(sizes, law.loss(*at), color=colour, label=curve)
         axes.fill_between(sizes, *prediction.band.runs(*at), color=colour, alpha=0.2, linewidth=0, label=band)
 
@@ -49,9 +49,14 @@ def draw(prediction: Prediction, path: str | Path) -> None:
                 c=face,
                 edgecolors=colour,
             )
-    axes.set(xscale="log", xlabel="model size, millions of parameters", ylabel="loss, nats per token")
+    axes.set(
+        xscale="log",
+        xlabel="model size, millions of parameters",
+        ylabel="loss, nats per token",
+        title=equation(law),
+    )
     axes.grid(alpha=0.3, which="both")
-    axes.legend(loc="lower left")
+    axes.legend(loc="upper right")
     partial = Path(f"{path}.tmp")
     partial.parent.mkdir(parents=True, exist_ok=True)
     plot.savefig(partial, dpi=130, format="png")

@@ -153,3 +153,10 @@ def test_help_shows_how_the_file_is_given(capsys: Any) -> None:
     assert (
         "flm scaling fit CSV [--fit_first=N] [--json FILE] [--figure PNG]" in printed and "--csv" in printed
     )
+
+
+def test_the_page_shows_what_is_printed(capsys: Any, points: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "scaling.md").read_text("utf-8")
+    assert cli.main(["scaling", "fit", str(points), "--fit_first=7", "--predict=5000"]) == 0
+    assert f"```csv\n{CSV}```" in page
+    assert f"```text\n{capsys.readouterr().out}```" in page
