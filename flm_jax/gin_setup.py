@@ -67,7 +67,7 @@ def parse(
         gin.parse_config([_as_gin(binding) for binding in bindings])
         gin.parse_config([f"{name} = {defaults[name]}" for name in sorted(_wanting() & set(defaults))])
     except (OSError, ValueError, TypeError, SyntaxError, NameError, AttributeError, ImportError) as error:
-        raise GinError(_one_paragraph(error) + _parameter_hint(str(error))) from error
+        raise GinError(_one_paragraph(error) + _hint(str(error))) from error
     _check_macros(used_by_files, off_in_files)
     gin.finalize()
 
@@ -185,7 +185,14 @@ def _one_paragraph(error: Exception) -> str:
     return " ".join(line.strip() for line in str(error).strip().splitlines() if line.strip())
 
 
-def _parameter_hint(message: str) -> str:
+def _hint(message: str) -> str:
+    """What was probably meant by a name that gin does not know."""
+    if unknown := re.search(r"No configurable matching '([\w./]+)'", message):
+        bound = {
+            name.rsplit(".", 2)[-2] for name in re.findall(r"(?m)^(?:[\w/]+/)?([\w.]+\.\w+)\s*=", _code())
+        }
+        close = difflib.get_close_matches(unknown.group(1).rsplit(".", 1)[-1], bound, n=1)
+        return f"; did you mean {close[0]}?" if close else ""
     found = re.search(r"Configurable '([\w./]+)' doesn't have a parameter named '(\w+)'", message)
     if not found:
         return ""

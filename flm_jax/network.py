@@ -185,7 +185,7 @@ def _scanned(config: ModelConfig) -> Any:
         block = nn.remat(Block, **remat.settings(config.remat))
     return scan_with_axes(
         block,
-        variable_axes={"params": 0, "cache": 0},
+        variable_axes={"params": 0, "cache": 0, "intermediates": 0},
         split_rngs={"params": True},
         in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast, 0),
         length=config.num_layers,

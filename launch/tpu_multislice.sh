@@ -1,14 +1,13 @@
 #!/usr/bin/env bash
 # Several slices that train together, over the data-centre network between them. Run where gcloud is set up.
 #
-#   NAME=flm ZONE=us-west4-b TYPE=v5litepod-256 VERSION=v2-alpha-tpuv5-lite SLICES=2 RUN=run.gin \
-#     bash launch/tpu_multislice.sh
+#   NAME=flm ZONE=us-west4-b TYPE=v5litepod-256 VERSION=v2-alpha-tpuv5-lite SLICES=2 \
+#     SOURCE='flm_jax[tpu] @ git+https://...' RUN=run.gin bash launch/tpu_multislice.sh
 #
-# MeshShape.data must be a multiple of SLICES, and nothing else goes over slices. Look first:
+# SOURCE and RUN as in tpu_slice.sh. MeshShape.data must be a multiple of SLICES, and nothing else goes over slices. Look first:
 # flm compile --gin_file=$RUN --topology=2xv5e:16x16
 set -euo pipefail
-: "${NAME:?}" "${ZONE:?}" "${TYPE:?}" "${VERSION:?}" "${SLICES:?}" "${RUN:?}"
-SOURCE=${SOURCE:-'flm_jax[tpu]'}
+: "${NAME:?}" "${ZONE:?}" "${TYPE:?}" "${VERSION:?}" "${SLICES:?}" "${SOURCE:?}" "${RUN:?}"
 MOUNT=${MOUNT:-true}
 
 # A queued resource of several nodes is given whole or not at all, and its hosts know of each other (MEGASCALE_*
@@ -17,7 +16,18 @@ request() {
   gcloud compute tpus queued-resources create "$NAME" --zone="$ZONE" --accelerator-type="$TYPE" \
     --runtime-version="$VERSION" --node-count="$SLICES" --node-prefix="$NAME" --spot
 }
-state() { gcloud compute tpus queued-resources describe "$NAME" --zone="$ZONE" --format='value(state.state)' 2>/dev/null; }
+# NONE where nothing was asked for; UNKNOWN where Google could not be asked, which is no reason to delete slices.
+state() {
+  local said
+  if said=$(gcloud compute tpus queued-resources describe "$NAME" --zone="$ZONE" --format='value(state.state)' 2>&1); then
+    echo "$said"
+  elif [[ $said == *NOT_FOUND* ]]; then
+    echo NONE
+  else
+    echo "$said" >&2
+    echo UNKNOWN
+  fi
+}
 everywhere() {
   gcloud compute tpus queued-resources ssh "$NAME" --zone="$ZONE" --worker=all --node=all --command="$1"
 }
@@ -25,18 +35,20 @@ everywhere() {
 while true; do
   case "$(state)" in
     ACTIVE) ;;
-    WAITING_FOR_RESOURCES | ACCEPTED | PROVISIONING | CREATING | DELETING | SUSPENDING) sleep 60; continue ;;
-    *)  # none yet, or one slice was taken away: the others are of no use alone
-      gcloud compute tpus queued-resources delete "$NAME" --zone="$ZONE" --force --quiet 2>/dev/null || true
-      request || true; sleep 60; continue ;;
+    NONE) request || sleep 300; continue ;;
+    FAILED | SUSPENDED)  # one slice was taken away: the others are of no use alone
+      gcloud compute tpus queued-resources delete "$NAME" --zone="$ZONE" --force --quiet || sleep 60
+      continue ;;
+    *) sleep 60; continue ;;  # waiting for capacity, or between two states
   esac
-  everywhere "$MOUNT && { [ -e flm ] || python3.11 -m venv flm; } && flm/bin/pip install -q $SOURCE" \
+  everywhere "$MOUNT && { [ -e flm ] || python3.11 -m venv flm; } && flm/bin/pip install -q '$SOURCE'" \
     && gcloud compute tpus queued-resources scp "$RUN" "$NAME":run.gin --zone="$ZONE" --worker=all --node=all \
     || { sleep 60; continue; }
   # gcloud ends with 1 of its own accord, too: a code that somebody has to look at is handed on as 42. A process that a
-  # lost connection has left behind is ended first: it saves, and would hold the TPU.
+  # lost connection has left behind is ended first: it saves, and would hold the TPU. By its name, for a pattern of its
+  # command line would match this very shell.
   code=0
-  everywhere 'pkill -TERM -f "flm train" && sleep 120
+  everywhere 'pkill -TERM -x flm && sleep 120
     flm/bin/flm train --gin_file=run.gin; code=$?
     if [ $code -eq 1 ] || [ $code -eq 2 ]; then exit 42; fi; exit $code' || code=$?
   [ "$code" -eq 0 ] && break  # the last step of the last stage

@@ -48,7 +48,7 @@ def test_found_from_any_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     ("bindings", "message"),
     [
         (["ModelConfig.d_modle=3"], "doesn't have a parameter named 'd_modle'.*did you mean d_model?"),
-        (["ModelConfg.d_model=3"], "No configurable matching 'ModelConfg'"),
+        (["ModelConfg.d_model=3"], "No configurable matching 'ModelConfg'.*did you mean ModelConfig?"),
         (["TRAIN_STEP=10"], "macro TRAIN_STEP is set, but nothing uses it; did you mean TRAIN_STEPS?"),
         (["ModelConfig.d_model=%WIDTH"], "macro WIDTH is used, but not set: give --gin.WIDTH=value"),
         (

@@ -1,7 +1,5 @@
 """What the demo shows at its end: a figure of the curves, a table, the same numbers as JSON."""
 
-import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -131,14 +129,6 @@ def table(numbers: Mapping[str, Any]) -> str:
         "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
         for cells in rows
     )
-
-
-def write_json(path: Path, numbers: Mapping[str, Any]) -> None:
-    """Writes the summary, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(numbers, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def figure(model_dir: Path, path: Path) -> None:

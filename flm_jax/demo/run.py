@@ -13,6 +13,7 @@ from typing import Any
 
 from flm_jax.demo import report, text
 from flm_jax.grow.lineage import Lineage
+from flm_jax.json_file import write_json
 from flm_jax.training.checkpoints import load_params
 from flm_jax.training.run_log import read_metrics
 from flm_jax.training.stop import stop_on_sigterm
@@ -82,7 +83,7 @@ def demo(out: str | Path, json_file: str | Path | None, flags: Sequence[str] = (
     report.figure(run, figure)
     print(f"\n{report.table(numbers)}\n\ncurves: {figure}")
     if json_file is not None:
-        report.write_json(Path(json_file), numbers)
+        write_json(json_file, numbers)
         print(f"numbers: {json_file}")
     return numbers
 

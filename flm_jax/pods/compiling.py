@@ -1,6 +1,7 @@
 """Compiles a run for devices that are not here: each stage's step and each growth, laid out as gin or a search says."""
 
 import itertools
+from collections.abc import Callable
 
 from flm_jax.grow.schedule import Route
 from flm_jax.pods import step_time
@@ -14,14 +15,18 @@ from flm_jax.training.leg import Leg, check_mesh
 
 # Layouts that a search compiles before it gives up: those that it expects to fit, the fastest first.
 _ATTEMPTS = 4
+_MENDS = "more devices, or fewer sequences a step (--global_batch, BATCH_SIZE)"
 
 
-def compile_run(request: Request, only: int | None = None) -> Report:
+def compile_run(
+    request: Request, only: int | None = None, say: Callable[[str], None] = lambda line: None
+) -> Report:
     """Compiles all stages and growths.
 
     Args:
         request: The run; where it searches, each stage gets the best layout that the compiler confirms.
         only: One stage alone, counted from 1.
+        say: Takes a line on what is begun: each takes a minute or more.
 
     Raises:
         ValueError: a layout of gin's does not divide what it splits, with the nearest one that works; or `only` is no
@@ -36,22 +41,22 @@ def compile_run(request: Request, only: int | None = None) -> Report:
     notes: list[str] = []
     stages: list[StageReport] = []
     for index in wanted:
+        say(f"stage {index + 1} of {count}: {'searching a layout' if request.searches else 'compiling'}")
         if request.searches:
             request, reports, found = _searched(request, index)
             notes.append(found.describe())
         else:
-            _check_divides(request, route, index)
+            _check_divides(request, route, index, say)
             reports = _steps(_leg(request, index), request.topology)
             if not all(one.fits for one in reports):
+                say(f"stage {index + 1} does not fit: looking for a layout that does")
                 notes.append(_what_fits(request, route, index))
         stages += reports
     growths = []
-    if only is None:
-        growths = [
-            report_growth(old, new, request.topology)
-            for old, new in itertools.pairwise(request.legs())
-            if old.route.plans[old.index].operators
-        ]
+    for old, new in itertools.pairwise(request.legs() if only is None else []):
+        if old.route.plans[old.index].operators:
+            say(f"compiling the growth into stage {new.index + 1}")
+            growths.append(report_growth(old, new, request.topology))
     return Report(stages, growths, notes)
 
 
@@ -91,10 +96,14 @@ def _searched(request: Request, index: int) -> tuple[Request, list[StageReport],
         attempt, reports = _attempt(request, index, candidate)
         if all(one.fits for one in reports):
             return attempt, reports, found
+    if not found.candidates:
+        why = "every layout was refused before its memory was looked at; change what it could not divide"
+    elif not tried:
+        why = f"of {len(found.candidates):,} that divide everything none is expected to; take {_MENDS}"
+    else:
+        why = f"the {len(tried)} fastest of {len(found.fitting):,} that are expected to were compiled; take {_MENDS}"
     raise NoLayoutError(
-        f"no layout of stage {index + 1} fits {request.topology.name}: of {len(found.fitting):,} that were expected to "
-        f"the {len(tried)} fastest were compiled, and none does. Take more devices, or fewer sequences a step "
-        f"(--global_batch, BATCH_SIZE).\n{found.describe()}"
+        f"no layout of stage {index + 1} fits {request.topology.name}: {why}\n{found.describe()}"
     )
 
 
@@ -111,10 +120,11 @@ def _leg(request: Request, index: int) -> Leg:
     return request.trainer.legs(route, request.devices)[index]
 
 
-def _check_divides(request: Request, route: Route, index: int) -> None:
+def _check_divides(request: Request, route: Route, index: int, say: Callable[[str], None]) -> None:
     try:
         check_mesh(route, index, request.devices)
     except ValueError as error:
+        say(f"stage {index + 1}: {error}; looking for a layout that works")
         raise ValueError(f"stage {index + 1}: {error}. {_what_fits(request, route, index)}") from error
 
 

@@ -1,11 +1,10 @@
 """What `flm compile` says of a run: a table for people, and the same numbers as JSON."""
 
 import dataclasses
-import json
-from pathlib import Path
 from typing import Any
 
 from flm_jax.chips import GIB
+from flm_jax.json_file import write_json
 from flm_jax.pods.program import DoesNotFitError, Growth, Program
 from flm_jax.pods.step_time import StepTime, utilisation
 from flm_jax.pods.topology import Topology
@@ -198,7 +197,7 @@ class Report:
 
     def write_json(self, path: str) -> None:
         """Writes `to_json` to a file."""
-        Path(path).write_text(json.dumps(self.to_json(), indent=2) + "\n", encoding="utf-8")
+        write_json(path, self.to_json())
 
     def table(self) -> str:
         """For people."""

@@ -37,10 +37,10 @@ class Candidate:
         """By the estimate, with room for its error."""
         return self.estimate.peak <= _ROOM * topology.chip.memory_bytes
 
-    def cost(self) -> tuple[float, float, float]:
-        """What is to be small: the time; among equals what is exchanged beside the matmuls; then memory."""
+    def cost(self) -> tuple[float, float, float, float]:
+        """What is to be small: the time; among equals what is exchanged beside the matmuls, these, then memory."""
         time = self.estimate.time
-        return time.seconds, time.hidden, self.estimate.peak
+        return time.seconds, time.hidden, time.matmuls, self.estimate.peak
 
     def line(self, topology: Topology) -> str:
         """For people."""

@@ -10,6 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from flm_jax.json_file import write_json
 from flm_jax.tasks import duplicate_search
 from flm_jax.tasks.corpora import Task
 from flm_jax.tasks.documents import read_documents, signatures
@@ -18,7 +19,6 @@ from flm_jax.tasks.manifest import SplitManifest, read_manifest
 from flm_jax.tasks.prepared import prepared_tasks
 from flm_jax.tasks.problems import Problems
 from flm_jax.tasks.scripts import script_counts
-from flm_jax.tasks.shards import write_json
 from flm_jax.tasks.sources import TRAIN, FileSource, Record
 from flm_jax.tasks.vocabulary import Vocabulary
 
@@ -272,6 +272,4 @@ def inspect_prepared(directory: str | Path, names: Sequence[str] = ()) -> list[I
 
 def write(path: str, found: Sequence[Inspection]) -> None:
     """Writes what was found as JSON, whole or not at all."""
-    place = Path(path)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    write_json(place, [each.to_json() for each in found])
+    write_json(path, [each.to_json() for each in found])

@@ -17,12 +17,13 @@ from typing import Any
 from tqdm import tqdm
 
 from flm_jax import __version__
+from flm_jax.json_file import write_json
 from flm_jax.tasks import duplicate_search
 from flm_jax.tasks.corpora import Task
 from flm_jax.tasks.decontamination import Decontamination
 from flm_jax.tasks.manifest import FORMAT, MANIFEST, TOKENIZER, Manifest, SplitManifest
 from flm_jax.tasks.problems import Problems
-from flm_jax.tasks.shards import Shard, ShardReport, shard_name, shards, write_json, write_shard
+from flm_jax.tasks.shards import Shard, ShardReport, shard_name, shards, write_shard
 from flm_jax.tasks.sources import START, TRAIN, Position
 from flm_jax.tasks.vocabulary import Vocabulary
 from flm_jax.tasks.workers import Workers

@@ -13,10 +13,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from array_record.python.array_record_module import ArrayRecordWriter
 
+from flm_jax.json_file import write_json
 from flm_jax.tasks.corpora import Task
 from flm_jax.tasks.documents import Refusal, read_documents
 from flm_jax.tasks.examples import Example, tokenize
@@ -220,10 +220,3 @@ def write_records(path: Path, sequences: Iterator[PackedSequence], name: str | N
     finally:
         writer.close()
     return PreparedFile(name or path.name, records, path.stat().st_size, file_sha256(path))
-
-
-def write_json(path: Path, values: Any) -> None:
-    """Writes JSON whole or not at all."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    partial.replace(path)

@@ -8,8 +8,6 @@ sample itself, which flatters the tokenizer.
 import dataclasses
 import functools
 import itertools
-import json
-import os
 import sys
 import unicodedata
 from collections import Counter
@@ -17,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flm_jax import json_file
 from flm_jax.tasks.sampling import Sample, language_files, sample_languages
 from flm_jax.tasks.tokenizers.reserved import TEACHER_LABELS
 
@@ -219,10 +218,7 @@ def of_files(
 def write_json(reports: Sequence[Report], path: str | Path) -> None:
     """Writes `{"tokenizers": [...]}` with each report's values, whole or not at all."""
     values = {"tokenizers": [report.values() for report in reports]}
-    partial = Path(f"{path}.tmp")
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    partial.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    json_file.write_json(path, values)
 
 
 def _figures(vocabulary: "Vocabulary", language: str, texts: Sequence[str], text: str) -> LanguageFigures:

@@ -1,8 +1,6 @@
 """A checkpoint's loss on held-out text, for `flm eval`."""
 
 import dataclasses
-import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +8,7 @@ import jax
 
 from flm_jax import partitioning
 from flm_jax.grow.lineage import Lineage
+from flm_jax.json_file import write_json
 from flm_jax.model import LanguageModel
 from flm_jax.partitioning import MeshShape
 from flm_jax.tasks.prepared import PreparedTask, prepared_tasks
@@ -49,10 +48,7 @@ class Evaluation:
         """The same numbers, written whole or not at all."""
         values: dict[str, Any] = dataclasses.asdict(self)
         values["tasks"] = {name: loss._asdict() for name, loss in self.tasks.items()}
-        partial = Path(f"{path}.tmp")
-        partial.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(partial, path)
+        write_json(path, values)
 
 
 def evaluate(

@@ -1,6 +1,7 @@
 """`flm compile`."""
 
 import argparse
+import sys
 
 from flm_jax.verbs.parsing import add_gin, positive, verb
 
@@ -29,8 +30,16 @@ def _compile(options: argparse.Namespace) -> int:
 
     topology.prepare_environment()  # before what follows imports jax
     from flm_jax.pods import compiling, request
+    from flm_jax.pods.search import NoLayoutError
 
-    report = compiling.compile_run(request.from_options(options), options.stage)
+    def say(line: str) -> None:
+        print(f"flm compile: {line}", file=sys.stderr, flush=True)
+
+    try:
+        report = compiling.compile_run(request.from_options(options), options.stage, say)
+    except NoLayoutError as error:
+        say(str(error))
+        return 1
     print(report.table())
     if options.json:
         report.write_json(options.json)

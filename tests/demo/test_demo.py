@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from flm_jax.demo import report, text
+from flm_jax.json_file import write_json
 from tests.models import small_config
 
 
@@ -88,7 +89,7 @@ def test_report(tmp_path: Path) -> None:
     assert numbers["growths"][0]["gap"] == 1e-7 and numbers["growths"][0]["step"] == 2
     shown = report.table(numbers)
     assert "7.000 -> 5.000" in shown and "9.000 -> 5.000" in shown and "+1.0e-07" in shown
-    report.write_json(tmp_path / "deep" / "numbers.json", numbers)
+    write_json(tmp_path / "deep" / "numbers.json", numbers)
     assert json.loads((tmp_path / "deep" / "numbers.json").read_text()) == numbers
     report.figure(tmp_path, tmp_path / "curves.png")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
