@@ -1,7 +1,7 @@
 """How good the layout search's estimates are: against compiled programs, and its pick against all layouts compiled.
 
     python benchmarks/layouts.py --estimates      # peaks of a dozen layouts of FLM's models, a minute each
-    python benchmarks/layouts.py --exhaustive     # every layout of a small model on v5e:2x2, ten seconds each
+    python benchmarks/layouts.py --exhaustive     # every layout of a small model on v5e:2x2, half a minute each
 
 Needs libtpu, and no TPU.
 """
@@ -78,9 +78,9 @@ def exhaustive() -> None:
     where = topology.parse("v5e:2x2")
     devices = where.devices()
     config = dataclasses.replace(
-        presets.flm_tiny(), dtype="bfloat16", d_model=1024, num_heads=8, head_dim=128, d_ff=4096, num_layers=8
+        presets.flm_tiny(), dtype="bfloat16", d_model=1024, num_heads=8, head_dim=128, d_ff=4096, num_layers=4
     )
-    batch, length = 8, 512
+    batch, length = 4, 512
     found = search(Route.of([Stage(LanguageModel(config), batch, 1e-3, steps=10)], length), 0, where, devices)
     seconds: dict[Layout, float] = {}
     for number, one in enumerate(found.candidates, start=1):

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from flm_jax import __version__, gin_setup
-from flm_jax.verbs import compile_, scaling, tokenizer
+from flm_jax.verbs import compile_, mup, scaling, tokenizer
 from flm_jax.verbs.parsing import add_gin, parse_gin, positive, verb
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_STOPPED = 1, 2, 130, 143
@@ -72,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
 
     compile_.add(verbs)
     scaling.add(verbs)
+    mup.add(verbs)
 
     generate = verb(verbs, "generate", _generate, "continue prompts with a checkpoint")
     generate.add_argument("--model_dir", required=True, help="a run's directory")

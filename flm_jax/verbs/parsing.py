@@ -14,6 +14,11 @@ def positive(text: str) -> int:
     return number
 
 
+def whole_numbers(text: str) -> list[int]:
+    """Positive whole numbers with commas between them; an argparse type."""
+    return [positive(part) for part in text.split(",")]
+
+
 def verb(verbs: argparse._SubParsersAction, name: str, run: Callable, text: str) -> argparse.ArgumentParser:
     """Adds a verb, or an action of one, that calls `run(options)`."""
     parser = verbs.add_parser(name, help=text, description=text, allow_abbrev=False)
