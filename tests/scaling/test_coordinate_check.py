@@ -12,7 +12,7 @@ import pytest
 
 from flm_jax import LanguageModel, ModelConfig, cli, optimizer
 from flm_jax.config import ModelConfig as Config
-from flm_jax.parameters import Parameter
+from flm_jax.parameters import Parameter, Role
 from flm_jax.scaling import coordinate_check as checks
 from flm_jax.scaling.coordinate_check import TOLERANCE, coordinate_check
 from flm_jax.scaling.widths import at_width
@@ -51,11 +51,15 @@ def test_not_flat_under_the_standard_parametrisation() -> None:
     assert abs(slopes["embedding"]) < TOLERANCE  # whose learning rate no width changes
 
 
+def _the_same_at_every_width(row: Parameter, config: Config) -> float:
+    return config.init_std if row.fan_in or row.role is Role.EMBEDDING else 0.0
+
+
 @pytest.mark.parametrize(
     ("owner", "name", "wrong"),
     [
         (Parameter, "learning_rate_mult", lambda row, config: 1.0),
-        (Parameter, "init_std", lambda row, config: config.init_std if row.fan_in else 0.016),
+        (Parameter, "init_std", _the_same_at_every_width),
         (Config, "logit_scale", property(lambda config: config.output_mult)),
     ],
 )
