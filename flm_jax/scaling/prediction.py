@@ -2,14 +2,13 @@
 
 import dataclasses
 import functools
-import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from flm_jax.json_file import write_json
 from flm_jax.scaling import fit
 from flm_jax.scaling.bands import LEVEL, Band, bootstrap
 from flm_jax.scaling.laws import LossLaw, SizeLaw
@@ -95,11 +94,7 @@ class Prediction:
 
     def write_json(self, path: str | Path, **used: Any) -> None:
         """Writes the numbers, and what was `used` to make them, whole or not at all."""
-        partial = Path(f"{path}.tmp")
-        partial.parent.mkdir(parents=True, exist_ok=True)
-        values = self.to_json() | {"used": used}
-        partial.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(partial, path)
+        write_json(path, self.to_json() | {"used": used})
 
     def table(self) -> str:
         """For people."""
