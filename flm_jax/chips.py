@@ -1,7 +1,7 @@
 """What a chip can do: data-sheet rates, links and memory, and how much of its peak a training step's matmuls reach.
 
 TPUs: cloud.google.com/tpu/docs (system architecture of each version; ICI there is a chip's, both ways together).
-NVIDIA: the data sheets of each board; NVLink there is both ways together, too.
+NVIDIA: the data sheets of each board; NVLink there is both ways together, too. Nobody publishes the power of a TPU.
 """
 
 import dataclasses
@@ -28,6 +28,7 @@ class Chip:
             run of each kind where there is one.
         target: What a GPU's compiler has to know of it: compute capability, cores, shared memory of a core, of a block,
             second-level cache (bytes), clock (GHz), FPUs of a core.
+        watts: At most (thermal design power, of SXM boards); None where it is not published.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Chip:
     efficiency: float
     whole: int = 1
     target: tuple[float, ...] = ()
+    watts: float | None = None
 
 
 # Ampere and Hopper, for their compiler.
@@ -51,8 +53,8 @@ CHIPS = (
     Chip("v6e", "tpu", 918e12, 125 * GIB // 4, 1600e9, 200e9, 12.5e9, 0.52, whole=16),
     Chip("v5e", "tpu", 197e12, 63 * GIB // 4, 819e9, 100e9, 3.1e9, 0.74, whole=16),
     Chip("v5p", "tpu", 459e12, 95 * GIB, 2765e9, 200e9, 6.25e9, 0.72, whole=4),
-    Chip("h200", "gpu", 989e12, 133 * GIB, 4800e9, 450e9, 50e9, 0.6, target=_SM_90),
-    Chip("h100", "gpu", 989e12, 75 * GIB, 3352e9, 450e9, 50e9, 0.6, target=_SM_90),
-    Chip("a100", "gpu", 312e12, 75 * GIB, 2039e9, 300e9, 25e9, 0.65, target=_SM_80),
-    Chip("a800", "gpu", 312e12, 75 * GIB, 2039e9, 200e9, 12.5e9, 0.65, target=_SM_80),
+    Chip("h200", "gpu", 989e12, 133 * GIB, 4800e9, 450e9, 50e9, 0.6, target=_SM_90, watts=700),
+    Chip("h100", "gpu", 989e12, 75 * GIB, 3352e9, 450e9, 50e9, 0.6, target=_SM_90, watts=700),
+    Chip("a100", "gpu", 312e12, 75 * GIB, 2039e9, 300e9, 25e9, 0.65, target=_SM_80, watts=400),
+    Chip("a800", "gpu", 312e12, 75 * GIB, 2039e9, 200e9, 12.5e9, 0.65, target=_SM_80, watts=400),
 )

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from flm_jax import parameters, partitioning
+from flm_jax import flops, parameters, partitioning
 from flm_jax.grow.leaf import grow_parameter
-from flm_jax.pods import collectives, flops
+from flm_jax.pods import collectives
 from flm_jax.pods.collectives import Collective
 from flm_jax.training.leg import Leg
 

@@ -30,7 +30,7 @@ def progress_line(step: int, leg: Leg, values: Mapping[str, float]) -> str:
             f"{values['speed/tokens_per_second']:,.0f} tok/s",
             f"{values['speed/seconds_per_step'] * 1e3:,.0f} ms/step",
             f"MFU {values['speed/mfu']:.1%}",
-            f"HFU {values['speed/hfu']:.1%}",
+            *([f"HFU {values['speed/hfu']:.1%}"] if "speed/hfu" in values else []),
             f"{'left' if leg.is_last else 'left in stage'} {time.strftime('%H:%M:%S', time.gmtime(left))}",
         ]
     return "  ".join(parts)

@@ -20,6 +20,7 @@ from flm_jax.grow.schedule import Route
 from flm_jax.tasks.history import History
 from flm_jax.tasks.reader import Reader
 from flm_jax.training import boundary, data_history, hardware, processes
+from flm_jax.training.bookkeeper import Bookkeeper
 from flm_jax.training.checkpoints import Checkpoints
 from flm_jax.training.feed import Feed
 from flm_jax.training.held_out import HeldOutEvaluator
@@ -59,6 +60,7 @@ class Run:
         reader: Reader,
         checkpoints: Checkpoints,
         stop: StopRequest,
+        books: Bookkeeper,
     ) -> None:
         self.trainer = trainer
         self.route = route
@@ -66,6 +68,7 @@ class Run:
         self.reader = reader
         self.checkpoints = checkpoints
         self.stop = stop
+        self.books = books
         self.changed: list[str] = []
         self.history: History
         self.leg: Leg
@@ -74,6 +77,7 @@ class Run:
         self.last_step = self.first_step = int(self.state.step)
         self.window = StepWindow(self._counted_tasks)
         self.peak = hardware.peak(self.leg.config.dtype, list(self.leg.mesh.devices.flat))
+        books.begin(self.leg, self.first_step, self.peak)
 
     def run(self) -> Outcome:
         """Trains and grows to the end, or until a stop is asked for."""
@@ -84,6 +88,7 @@ class Run:
             while True:
                 with self.leg.context():
                     self._train_leg()
+                log.line(self.books.ledger.table())
                 if self.stop.received and not (self.leg.is_last and self._is_over()):
                     log.line(
                         f"step {self.last_step}: {Outcome.STOPPED.value}; the same command goes on from here"
@@ -104,7 +109,7 @@ class Run:
             trainer.eval_sequences,
             leg.stage.num_microbatches,
         )
-        self.speed = Speedometer(leg.config, self.route.length, self.peak)
+        self.speed = Speedometer(leg.config, self.route.length, self.peak, self.books.training_seconds)
         log.line(leg.introduction())
         if self._is_over():
             if leg.is_last:
@@ -118,19 +123,17 @@ class Run:
             log.line(f"not evaluated, for want of a validation split: {', '.join(self.held_out.missing)}")
         if self._evaluation_due() and not processes.of_first(log.evaluated_at(self.last_step)):
             self._evaluate()
-        self.speed.restart()
-        with contextlib.closing(
-            Feed(self.reader, leg, self.last_step, with_tasks=bool(self._counted_tasks))
-        ) as feed:
+        feed = Feed(self.reader, leg, self.last_step, with_tasks=bool(self._counted_tasks))
+        with contextlib.closing(feed), self.books.spending("training"):
             while not self._is_over() and not self.stop.asked_for():
                 if self._masked and self.last_step >= leg.lineage.ramp_end:
-                    with self.speed.paused():
-                        self._compile()
+                    self._compile()
                 self._one_step(feed)
         if self._is_over():
             self.checkpoints.pin(self.last_step)
         self._save()
-        self.checkpoints.wait()
+        with self.books.spending("saving"):
+            self.checkpoints.wait()
 
     def _one_step(self, feed: Feed) -> None:
         """Takes one step, and does what is due behind it."""
@@ -143,7 +146,8 @@ class Run:
         values = self.window.add(jax.device_get(metrics))
         done = self.last_step = self.last_step + 1
         self.log.advance()
-        self.speed.step(values["tokens"])
+        self.books.step(values["tokens"])
+        self.speed.step(values["tokens"], self.books.hardware_flops)
         self.latest = values
         if self.leg.stage.slope is not None and not values["skipped_in_a_row"]:
             self.slope.add(self.leg.tokens(done), values["loss"])
@@ -177,10 +181,12 @@ class Run:
         lineage = self.route.grown(old.lineage, self.last_step, updates, old.sequences(self.last_step))
         self.history = self._history_in_stage(self.history, old.index + 1, self.last_step)
         new = self._leg(lineage)
-        self._follow(new)
-        # The sequences that come next.
-        rows = self.reader.batch(old.sequences(self.last_step), boundary.num_rows_for_gate(old, new))
-        self.state, found = boundary.grow(old, new, self.state, rows, self.trainer.seed)
+        self.books.begin(new, self.last_step, self.peak)
+        with self.books.spending("growing"):
+            self._follow(new)
+            # The sequences that come next.
+            rows = self.reader.batch(old.sequences(self.last_step), boundary.num_rows_for_gate(old, new))
+            self.state, found = boundary.grow(old, new, self.state, rows, self.trainer.seed)
         self.leg = new
         self.slope = self._slope_of(new)
         self.log.scalars(self.last_step, boundary.scalars(new, found))
@@ -285,7 +291,9 @@ class Run:
         )
 
     def _save(self) -> None:
-        self.checkpoints.save(self.state, self._metadata())
+        with self.books.spending("saving"):
+            self.books.close_entry()
+            self.checkpoints.save(self.state, self._metadata())
 
     def _is_over(self) -> bool:
         """Whether the present stage is: by its steps, or because its loss has become flat."""
@@ -298,7 +306,11 @@ class Run:
         """Compiles the next step's program: under the growth mask while that ramps, without one afterwards."""
         started = time.perf_counter()
         self._masked = self.last_step < self.leg.lineage.ramp_end
-        self._train_step = self.leg.trace(self._masked, len(self._counted_tasks)).lower().compile()
+        with self.books.spending("compiling"):
+            traced = self.leg.trace(self._masked, len(self._counted_tasks))
+            self._train_step = traced.lower().compile()
+            if uncounted := self.books.count(traced.jaxpr):
+                self.log.line(uncounted)
         self.log.line(
             f"compiled the training step{' under the growth mask' if self._masked else ''} in "
             f"{time.perf_counter() - started:.1f} s"
@@ -317,7 +329,7 @@ class Run:
             f"peak {self.peak.flops_per_second / 1e12:.3g} TFLOP/s ({self.peak.source}); {begins} "
             f"{self.trainer.model_dir}"
         )
-        for line in self.changed:
+        for line in [*self.changed, *self.books.ledger.gaps]:
             self.log.line(line)
         ahead = (self.reader.plan, self.whole_history, self.first_step, self.leg.end_of_run)
         for line in [*data_history.caps_ahead(*ahead), *data_history.not_in_every_batch(*ahead)]:
@@ -339,6 +351,7 @@ class Run:
         values |= data_history.figures(self.reader.plan, self.leg.sequences(step))
         self.log.scalars(step, {name: value for name, value in values.items() if math.isfinite(value)})
         self.log.line(progress_line(step, self.leg, values))
+        self.books.write()
 
     def _evaluation_due(self) -> bool:
         period = self.trainer.eval_period
@@ -347,7 +360,7 @@ class Run:
     def _evaluate(self) -> None:
         """Loss, bits per byte and accuracy on each task's held-out text."""
         step = self.last_step
-        with self.speed.paused():
+        with self.books.spending("evaluating"):
             tasks = self.held_out(
                 self.state.params, cancelled=self.stop.asked_for, growth=self.leg.lineage.mask_at(step)
             )

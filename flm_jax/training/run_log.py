@@ -44,7 +44,7 @@ class RunLog:
         }
         if not self._writes:
             return
-        _write_atomically(self._path, "".join(json.dumps(record) + "\n" for record in kept))
+        write_atomically(self._path, "".join(json.dumps(record) + "\n" for record in kept))
         self._file = self._path.open("a", encoding="utf-8")
         # tensorboardX warns of steps that it purges, which is just what is meant here.
         logging.getLogger("tensorboardX").setLevel(logging.ERROR)
@@ -116,7 +116,8 @@ def read_metrics(model_dir: Path) -> list[dict[str, float]]:
     return records
 
 
-def _write_atomically(path: Path, text: str) -> None:
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a file so that a kill leaves the old one or the new one."""
     temporary = path.with_suffix(".tmp")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from flm_jax.tasks.history import History
 from flm_jax.tasks.packing import sequence_length
 from flm_jax.tasks.reader import Reader
 from flm_jax.training import data_history, processes
+from flm_jax.training.bookkeeper import Bookkeeper
 from flm_jax.training.checkpoints import Checkpoints
 from flm_jax.training.leg import Leg, check_mesh
 from flm_jax.training.run import Outcome as Outcome
@@ -42,7 +44,7 @@ class Trainer:
     Attributes:
         stages: What is trained, one after the other, each grown out of the one before; one stage is a run without
             growth.
-        model_dir: Checkpoints, `metrics.jsonl` and `tensorboard/` go here; what is there is continued.
+        model_dir: Checkpoints, `metrics.jsonl`, `ledger.json` and `tensorboard/` go here; what is there is continued.
         prepared_dir: What `flm data prepare` wrote.
         mixture: What is read: a task's name, task to relative share of tokens, a schedule of these by tokens, or
             `Alternating` (`tasks.mixture`). A stage may have its own.
@@ -83,11 +85,13 @@ class Trainer:
 
         Raises:
             TrainingAbortedError: too many bad steps in a row.
+            LedgerError: the ledger of the run so far cannot be read.
             FunctionChangedError: a growth did not keep the function as its method should.
             GrowthError: a growth cannot be planned; before anything is written.
             ValueError: the settings do not fit each other, the data or the checkpoint; each says what to bind.
             FileNotFoundError: no prepared data.
         """
+        started = time.perf_counter()
         processes.check_equal(
             "settings", self._settings(), "start all of them with the same gin files and flags"
         )
@@ -106,10 +110,10 @@ class Trainer:
             data_history.check_lasts(reader.plan, history, route.length, route.end_of_run(0, 0))
         directory.mkdir(parents=True, exist_ok=True)
         processes.check_shared(directory)
-        with stop_on_sigterm() as stop:
+        with stop_on_sigterm() as stop, Bookkeeper(directory, started) as books:
             checkpoints = Checkpoints(directory, self.checkpoints_to_keep)
             try:
-                return Run(self, route, directory, reader, checkpoints, stop).run()
+                return Run(self, route, directory, reader, checkpoints, stop, books).run()
             finally:
                 checkpoints.close()  # waits: what was begun is durable before the process ends
 

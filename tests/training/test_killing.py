@@ -11,6 +11,7 @@ import pytest
 
 from flm_jax.cli import EXIT_STOPPED
 from flm_jax.training.checkpoints import load_params
+from flm_jax.training.ledger import read_ledger
 from flm_jax.training.run_log import read_metrics
 from tests.training import runs
 
@@ -46,6 +47,9 @@ def assert_ends_like(model_dir: Path, uninterrupted: Path) -> None:
 
     assert curve(model_dir) == curve(uninterrupted)
     assert len(read_metrics(model_dir)) == len(read_metrics(uninterrupted))
+    cost, whole = read_ledger(model_dir).total, read_ledger(uninterrupted).total
+    assert cost.kept == whole.kept == whole.spent and whole.kept.steps == 60
+    assert cost.spent.steps >= 60 and cost.spent.model_flops >= whole.spent.model_flops
 
 
 @pytest.mark.parametrize("seed", [0, 1])

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from flm_jax.training.ledger import read_ledger
 from flm_jax.training.run_log import read_metrics
 from tests.training import runs
 
@@ -98,3 +99,7 @@ def test_kill_9_wherever_growth_could_lose_something(prepared_dir: Path, tmp_pat
         ]
 
     assert story(parts) == story(whole)
+    cost, expected = read_ledger(parts), read_ledger(whole)
+    kept = {stage: each.kept for stage, each in expected.stages.items()}
+    assert {stage: each.kept for stage, each in cost.stages.items()} == kept and len(kept) == 3
+    assert cost.total.spent.steps > cost.total.kept.steps == 36 and not cost.uncovered

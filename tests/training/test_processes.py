@@ -14,6 +14,7 @@ import pytest
 
 from flm_jax import partitioning
 from flm_jax.training import processes
+from flm_jax.training.ledger import read_ledger
 from flm_jax.training.placement import local_rows, to_devices
 from flm_jax.training.run_log import read_metrics
 from flm_jax.training.streaming import StoredState
@@ -156,6 +157,9 @@ def test_two_processes_train_grow_stop_and_restore_as_one(
         )
         assert list(expected) == list(found) and expected
         np.testing.assert_allclose(list(found.values()), list(expected.values()), rtol=1e-5, atol=1e-6)
+    cost, of_one = read_ledger(parts), read_ledger(whole)
+    assert cost.total.kept == of_one.total.kept == of_one.total.spent
+    assert {entry.devices for entry in (*cost.entries, *of_one.entries)} == {4}  # of both processes
     expected, found = (StoredState(run / "checkpoint_24" / "state") for run in (whole, parts))
     assert set(expected.arrays) == set(found.arrays)
     for path in expected.arrays:
@@ -178,6 +182,7 @@ DIFFER = """
 import sys
 from pathlib import Path
 from flm_jax.training import processes
+from flm_jax.training.ledger import read_ledger
 index, port, directory = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 processes.join(f"127.0.0.1:{port}", 2, index)
 processes.check_equal("settings", "a = 1\\nb = 2", "never")

@@ -48,17 +48,17 @@ def test_a_growth_that_was_undone_is_taken_out(tmp_path: Path) -> None:
     ]
 
 
-def test_speeds_leave_pauses_out() -> None:
+def test_speeds_between_two_readings() -> None:
     config: ModelConfig = small_config(remat="full")
-    clock = iter([0.0, 0.0, 10.0, 13.0, 25.0, 25.0])  # made, restarted, pause, end of pause, reading, reading
+    clock = iter([3.0, 25.0, 25.0, 35.0, 35.0])  # made; read, begun anew, twice
     speed = Speedometer(config, 64, Peak(1e9, "a test"), now=lambda: next(clock))
-    speed.restart()
-    with speed.paused():
-        pass
     for _ in range(11):
-        speed.step(tokens=200)
+        speed.step(tokens=200, hardware_flops=4e8)
     found = speed.read()
-    assert found["seconds_per_step"] == pytest.approx(2.0)  # 22 of 25 seconds
+    assert found["seconds_per_step"] == pytest.approx(2.0)
     assert found["tokens_per_second"] == pytest.approx(100.0)
     assert found["mfu"] == pytest.approx(100 * config.flops_per_token(64) / 1e9)
-    assert found["hfu"] > found["mfu"]
+    assert found["hfu"] == pytest.approx(11 * 4e8 / 22 / 1e9)
+    speed.step(tokens=200, hardware_flops=4e8)
+    speed.step(tokens=200, hardware_flops=None)
+    assert set(speed.read()) == {"seconds_per_step", "tokens_per_second", "mfu"}

@@ -11,11 +11,15 @@ from jax.sharding import PartitionSpec
 
 from flm_jax import LanguageModel, partitioning
 from flm_jax.config import ModelConfig
+from flm_jax.flops import count
 from flm_jax.layers.flash import flash
+from flm_jax.model import PACKED_FEATURES
+from flm_jax.optimizer import adamw
 from flm_jax.partitioning import MeshShape
-from flm_jax.pods.flops import count
-from flm_jax.training.step import gradients
-from tests.models import random_batch, random_params, small_config
+from flm_jax.training.state import abstract_state
+from flm_jax.training.step import gradients, skipping_non_finite, train_step
+from tests.compiled_flops import matmul_flops
+from tests.models import LLAMA, random_batch, random_params, small_config
 
 CONFIG = small_config(d_model=32, num_layers=8, num_heads=8, head_dim=4, d_ff=48)
 
@@ -36,6 +40,30 @@ def counted(config: ModelConfig, shape: MeshShape | None = None, num_microbatche
 def test_as_the_formula_says(remat: str) -> None:
     config = dataclasses.replace(CONFIG, remat=remat)
     assert counted(config) == pytest.approx(config.hardware_flops_per_token(32), rel=0.002)
+
+
+@pytest.mark.parametrize(
+    ("remat", "length", "block", "num_microbatches"),
+    [
+        ("none", 64, {}, 1),
+        ("none", 512, LLAMA, 2),
+        ("full", 256, LLAMA, 2),
+        ("dots", 256, {}, 1),
+        ("dots_no_batch", 512, {}, 2),
+    ],
+)
+def test_as_compiled(remat: str, length: int, block: dict, num_microbatches: int) -> None:
+    """The whole training step: XLA's text, the trace and the formula have the same matmuls as often; 2 % is the bar."""
+    config = dataclasses.replace(CONFIG, remat=remat, max_length=512, **block)
+    mesh, optimizer = MeshShape(1).build(jax.devices()[:1]), adamw(config, lambda count: 1e-3)
+    rows = jax.ShapeDtypeStruct((2, length), jnp.int32)
+    with jax.set_mesh(mesh), partitioning.axis_rules():
+        step = jax.jit(train_step(LanguageModel(config), skipping_non_finite(optimizer), num_microbatches))
+        state = abstract_state(config, skipping_non_finite(optimizer), mesh)
+        traced = step.trace(state, dict.fromkeys(PACKED_FEATURES, rows))
+        compiled = matmul_flops(traced.lower().compile().as_text())
+    assert compiled == pytest.approx(count(traced.jaxpr), rel=0.02)
+    assert compiled == pytest.approx(config.hardware_flops_per_token(length) * 2 * length, rel=0.02)
 
 
 @pytest.mark.parametrize("shape", [MeshShape(8), MeshShape(2, 2, 2)], ids=["data", "three"])
