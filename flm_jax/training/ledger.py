@@ -6,7 +6,8 @@ a run can go on from ends an entry, and what a kill undoes is made of whole entr
 which a later one begins. Hence two sums, right whatever was killed:
 
 * `kept`: what is in the parameters. Each step counts once, by the process whose result was kept. A function of the
-  run alone: equal, to the last token and FLOP, to that of a run that was never interrupted.
+  run alone: equal, to the last token and FLOP, to that of a run that was never interrupted. (A killed run that has
+  not gone on yet still counts what it did behind its last checkpoint.)
 * `spent`: all that was done and all the time that it took, steps that had to be taken again included. Lost are the
   seconds, and the steps, of a killed process behind its last line in the log.
 
@@ -132,7 +133,9 @@ class Cost:
             params=entries[-1].params,
             kept=Work.of(kept),
             spent=spent,
-            seconds={name: math.fsum(entry.seconds[name] for entry in entries) for name in ACTIVITIES},
+            seconds={
+                name: round(math.fsum(entry.seconds[name] for entry in entries), 6) for name in ACTIVITIES
+            },
             device_hours=hours,
             training_share=training / hours if hours else 0.0,
             mfu=spent.model_flops / could if could else None,
@@ -142,7 +145,7 @@ class Cost:
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; the names are those of a planned cost, where it has them."""
         measured = {
-            "seconds": math.fsum(self.seconds.values()),
+            "seconds": round(math.fsum(self.seconds.values()), 6),
             "seconds_of": self.seconds,
             "device_hours": self.device_hours,
             "training_share": self.training_share,
@@ -273,7 +276,7 @@ def _row(name: str, cost: Cost) -> str:
     )
 
 
-def read_ledger(model_dir: Path) -> Ledger:
+def read_ledger(model_dir: str | Path) -> Ledger:
     """The ledger of a run.
 
     Raises:
