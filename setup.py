@@ -41,7 +41,7 @@ setup(
         "matplotlib>=3.10",
         "tqdm>=4.67",
         "numpy>=2.1",
-        "scipy>=1.15",
+        "scipy>=1.15",  # fits and searches; jax wants it too
     ],
     extras_require={
         "tpu": ["jax[tpu]>=0.10.2"],

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from flm_jax import __version__, gin_setup
-from flm_jax.verbs import compile_, mup, scaling, tokenizer
+from flm_jax.verbs import budget, compile_, mup, scaling, tokenizer
 from flm_jax.verbs.parsing import add_gin, parse_gin, positive, verb
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_STOPPED = 1, 2, 130, 143
@@ -70,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     tokenizer.add(verbs)
     _add_grow(verbs)
 
+    budget.add(verbs)
     compile_.add(verbs)
     scaling.add(verbs)
     mup.add(verbs)

@@ -13,6 +13,7 @@ import pytest
 
 from flm_jax import cli, gin_setup
 from flm_jax.pods import request
+from flm_jax.training import described_run
 from tests.prepared_data import write_texts
 
 ROOT = Path(__file__).parents[1]
@@ -161,6 +162,8 @@ def test_commands_parse(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
             if options.verb == "compile":  # which needs less than a run
                 options.gin_bindings = bindings
                 request.trainer_of(options)
+            elif options.verb == "budget" and options.action == "ledger":  # likewise
+                described_run.trainer_of(options.gin_file, bindings)
             else:
                 gin_setup.parse(options.gin_file, bindings)
         finally:

@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 
-import gin
 import jax
 
 from flm_jax import gin_setup
@@ -11,19 +10,9 @@ from flm_jax.grow.schedule import Stage
 from flm_jax.partitioning import MeshShape
 from flm_jax.pods import topology
 from flm_jax.pods.topology import Topology
+from flm_jax.training import described_run
 from flm_jax.training.leg import Leg
 from flm_jax.training.trainer import Trainer
-
-_RUN = "gin_configs/runs/pretrain.gin"
-_LENGTH = 2048
-# What a run needs and compiling does not.
-_DEFAULTS = {
-    "MODEL_DIR": "'never written'",
-    "PREPARED_DIR": "'never read'",
-    "MIXTURE_OR_TASK_NAME": "'any'",
-    "TRAIN_STEPS": "100000",
-    "EFLM_STEPS": "1000",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,29 +61,9 @@ def from_options(options: argparse.Namespace) -> Request:
 
 def trainer_of(options: argparse.Namespace) -> tuple[Trainer, bool]:
     """The run that gin and flags describe, and whether they say how it is laid out; see `from_options`."""
-    files, paths = list(options.gin_file), [path for path in options.gin_search_paths.split(",") if path]
-    if not gin_setup.bound(files, paths, "Trainer.stages"):
-        files.insert(0, _RUN)  # the user's files win
-    length = options.length or gin_setup.value("ModelConfig.max_length", _LENGTH)
-    defaults = {**_DEFAULTS, "TASK_FEATURE_LENGTHS": repr({"targets": length})}
-    gin_setup.parse(files, options.gin_bindings, paths, defaults)
-    trainer = gin_setup.built(gin.get_configurable(Trainer))
-    stages, changes = list(trainer.stages), {}
-    if options.length:
-        changes["task_feature_lengths"] = {"targets": options.length}
-        stages = [_with_length(stage, options.length) for stage in stages]
-    if options.global_batch:
-        stages = [dataclasses.replace(stage, batch_size=options.global_batch) for stage in stages]
-    laid_out = any("MeshShape." in binding for binding in options.gin_bindings)
-    laid_out = laid_out or any(stage.mesh != MeshShape() for stage in stages)
-    return dataclasses.replace(trainer, stages=stages, **changes), laid_out
-
-
-def _with_length(stage: Stage, length: int) -> Stage:
-    """Able to take sequences that are asked for on the command line, which no parameter depends on."""
-    config = stage.model.config
-    if length <= config.max_length:
-        return stage
-    return dataclasses.replace(
-        stage, model=stage.model.with_config(dataclasses.replace(config, max_length=length))
+    paths = [path for path in options.gin_search_paths.split(",") if path]
+    trainer = described_run.trainer_of(
+        options.gin_file, options.gin_bindings, paths, options.length, options.global_batch
     )
+    laid_out = any("MeshShape." in binding for binding in options.gin_bindings)
+    return trainer, laid_out or any(stage.mesh != MeshShape() for stage in trainer.stages)

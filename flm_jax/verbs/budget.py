@@ -1,0 +1,233 @@
+"""`flm budget paper, ledger, plan`."""
+
+import argparse
+import json
+import math
+import shlex
+from pathlib import Path
+from typing import Any
+
+from flm_jax import gin_setup
+from flm_jax.verbs.parsing import add_gin, positive, verb
+
+_SPEEDS = ("mfu", "hfu", "tokens_per_second")
+_SHAPE = "gin_configs/models/flm_101b.gin"
+
+
+def add(verbs: argparse._SubParsersAction) -> None:
+    """Adds the verb."""
+    actions = verbs.add_parser(
+        "budget", help="what a run costs, and which run a budget should buy"
+    ).add_subparsers(dest="action", required=True, metavar="ACTION")
+    paper = verb(actions, "paper", _paper, "the cost tables of FLM-101B, figure by figure")
+    paper.add_argument("--json", help="write the numbers to this file")
+    _add_ledger(actions)
+    _add_plan(actions)
+
+
+def _add_ledger(actions: argparse._SubParsersAction) -> None:
+    ledger = verb(
+        actions, "ledger", _ledger, "cost of a run's stages, beside its last model trained from scratch"
+    )
+    _add_machine(ledger)
+    speed = ledger.add_mutually_exclusive_group(required=True)
+    speed.add_argument(
+        "--mfu", type=_numbers, help="share of the peak in model FLOPs; one number, or one a stage: .43,.42"
+    )
+    speed.add_argument(
+        "--hfu", type=_numbers, help="in all FLOPs, recomputed ones (remat) included; likewise"
+    )
+    speed.add_argument(
+        "--tokens_per_second", type=_numbers, help="measured, of all devices together; likewise"
+    )
+    ledger.add_argument(
+        "--factor",
+        type=float,
+        default=72,
+        help="k of the paper's formula: 72 (default) without, 96 with full recomputation",
+    )
+    ledger.add_argument("--length", type=positive, help="tokens of a sequence, in place of the config's")
+    ledger.add_argument("--global_batch", type=positive, help="sequences a step, in place of the config's")
+    ledger.add_argument("--law", help="also predict the loss: see `flm budget plan`")
+    ledger.add_argument("--carryover", type=float, default=1.0, help="see `flm budget plan`")
+    ledger.add_argument("--json", help="write the numbers to this file")
+    add_gin(ledger)
+
+
+def _add_plan(actions: argparse._SubParsersAction) -> None:
+    plan = verb(actions, "plan", _plan, "the schedule with the lowest predicted loss for a budget")
+    plan.add_argument("--budget", type=float, required=True, help="how much there is to spend")
+    plan.add_argument("--unit", choices=("dollars", "device_hours", "days"), default="dollars")
+    _add_machine(plan)
+    plan.add_argument(
+        "--mfu", type=float, required=True, help="share of the peak in model FLOPs, of all sizes"
+    )
+    plan.add_argument(
+        "--law",
+        required=True,
+        help="besiroglu2024, hoffmann2022, or a JSON file with the keys E, A, alpha, B, beta (`flm scaling fit`)",
+    )
+    plan.add_argument(
+        "--carryover", type=float, default=1.0, help="share of the tokens' worth that growing keeps; 1"
+    )
+    plan.add_argument("--max_stages", type=positive, default=3, help="at most so many; 1 never grows")
+    plan.add_argument(
+        "--min_share", type=float, default=0.05, help="of all tokens, that each stage has at least"
+    )
+    plan.add_argument(
+        "--min_gain", type=float, default=0.01, help="share of the budget that growing must be worth; 0.01"
+    )
+    plan.add_argument("--tokens", type=float, default=math.inf, help="that there are, such as 3e11; no limit")
+    plan.add_argument("--length", type=positive, help="tokens of a sequence; the model file's max_length")
+    plan.add_argument("--batch_size", type=positive, default=2304, help="sequences a step; FLM-101B's 2304")
+    plan.add_argument(
+        "--learning_rate", type=float, default=4e-4, help="first peak, at the µP base width; FLM-101B's 4e-4"
+    )
+    plan.add_argument(
+        "--heads_multiple",
+        type=positive,
+        default=1,
+        help="heads of all sizes are a multiple of it; such as the devices of tensor parallelism",
+    )
+    plan.add_argument("--out", help="the gin file to write, for `flm train`")
+    plan.add_argument("--json", help="write the numbers to this file")
+    add_gin(plan)
+    plan.epilog = f"--gin_file is a model's, whose proportions all sizes have; {_SHAPE} unless given."
+
+
+def _add_machine(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--hardware", required=True, help="a chip of flm_jax/chips.py, such as a800 or v5p")
+    parser.add_argument("--num_devices", type=positive, required=True, help="that the run holds")
+    parser.add_argument("--price", type=float, help="dollars for one device-hour")
+    parser.add_argument("--watts", type=float, help="of one device; NVIDIA's data sheet for its GPUs")
+    parser.add_argument("--pue", type=float, help="of the data centre; 1.10")
+    parser.add_argument("--grid", type=float, help="tonnes of CO2 equivalent a MWh; 0.429, the US average")
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    return tuple(float(part) for part in text.split(","))
+
+
+def _machine(options: argparse.Namespace) -> Any:
+    from flm_jax.budget.machine import Machine
+
+    given = {
+        name: value for name in ("price", "watts", "pue", "grid") if (value := getattr(options, name)) is not None
+    }  # fmt: skip
+    return Machine.of(options.hardware, options.num_devices, **given)
+
+
+def _write(file: str | None, numbers: dict[str, Any]) -> None:
+    if file:
+        # JSON knows no infinity.
+        Path(file).write_text(json.dumps(_finite(numbers), indent=2) + "\n", encoding="utf-8")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _paper(options: argparse.Namespace) -> int:
+    from flm_jax.budget import paper
+
+    print(paper.table())
+    _write(options.json, paper.to_json())
+    return 0
+
+
+def _ledger(options: argparse.Namespace) -> int:
+    from flm_jax.budget import laws
+    from flm_jax.budget.ledger import Ledger, Speed, Work
+    from flm_jax.budget.prediction import Prediction
+    from flm_jax.budget.problem import Problem
+    from flm_jax.grow.schedule import Route
+    from flm_jax.tasks.packing import sequence_length
+    from flm_jax.training import described_run
+
+    if not options.gin_file:
+        raise gin_setup.GinError(
+            "nothing says what to count: give all --gin_file of a run, such as gin_configs/models/flm_101b.gin and "
+            "gin_configs/growth/flm_101b.gin behind gin_configs/runs/pretrain.gin"
+        )
+    machine = _machine(options)
+    measure = next(name for name in _SPEEDS if getattr(options, name))
+    speed = Speed(measure, getattr(options, measure))
+    law = laws.named(options.law) if options.law else None
+    paths = [path for path in options.gin_search_paths.split(",") if path]
+    run = described_run.trainer_of(
+        options.gin_file, options.gin_bindings, paths, options.length, options.global_batch
+    )
+    route = Route.of(run.stages, sequence_length(run.task_feature_lengths))
+    works = [
+        Work(str(index + 1), route.config(index),
+             stage.num_steps(route.length) * stage.batch_size * route.length, route.length)
+        for index, stage in enumerate(route.stages)
+    ]  # fmt: skip
+    found = Ledger.of(works, machine, speed, options.factor)
+    print(found.table())
+    numbers = found.to_json()
+    if law is not None:
+        Problem(law, found.total.model_flops, options.carryover)  # refuses a carryover that is none
+        prediction = Prediction.of(found, law, options.carryover)
+        print(prediction.summary())
+        numbers["prediction"] = vars(prediction)
+    _write(options.json, numbers)
+    return 0
+
+
+def _plan(options: argparse.Namespace) -> int:
+    import gin
+
+    from flm_jax.budget import emit, laws, plan_report, planner
+    from flm_jax.config import ModelConfig
+
+    machine = _machine(options)
+    files = options.gin_file or [_SHAPE]
+    paths = [path for path in options.gin_search_paths.split(",") if path]
+    gin_setup.parse(files, options.gin_bindings, paths)
+    shape = gin_setup.built(gin.get_configurable(ModelConfig))
+    if not options.learning_rate > 0:
+        raise ValueError(f"--learning_rate must be positive, found {options.learning_rate}")
+    found = planner.plan(
+        planner.Wish(
+            shape=shape,
+            machine=machine,
+            mfu=options.mfu,
+            seconds=machine.seconds(options.budget, options.unit),
+            law=laws.named(options.law),
+            length=options.length or shape.max_length,
+            batch_size=options.batch_size,
+            carryover=options.carryover,
+            max_stages=options.max_stages,
+            min_share=options.min_share,
+            min_gain=options.min_gain,
+            max_tokens=options.tokens,
+            heads_multiple=options.heads_multiple,
+        )
+    )
+    print(plan_report.table(found))
+    if options.out:
+        bindings = [f"--gin.{binding}" for binding in options.gin_bindings]
+        model = [*(f"--gin_file={file}" for file in files), *bindings]
+        text = emit.gin(found, _command(options), shlex.join(model), options.learning_rate)
+        Path(options.out).write_text(text, encoding="utf-8")
+        print(f"written: {options.out}")
+    _write(options.json, plan_report.to_json(found))
+    return 0
+
+
+def _command(options: argparse.Namespace) -> str:
+    """What was asked for, with every default that was taken: the answer depends on them too."""
+    names = ("budget", "unit", "hardware", "num_devices", "price", "watts", "pue", "grid", "mfu", "law", "carryover",
+             "max_stages", "min_share", "min_gain", "tokens", "length", "batch_size", "learning_rate",
+             "heads_multiple")  # fmt: skip
+    values = {name: getattr(options, name) for name in names}
+    flags = [f"--{name}={value}" for name, value in values.items() if value not in (None, math.inf)]
+    files = [f"--gin_file={file}" for file in options.gin_file]
+    return shlex.join(
+        ["flm", "budget", "plan", *files, *flags, *(f"--gin.{each}" for each in options.gin_bindings)]
+    )
