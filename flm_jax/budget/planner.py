@@ -140,8 +140,8 @@ def plan(wish: Wish) -> Plan:
         steps,
         _option("from scratch, best size", shapes, scratch),
         None if grown is None else _option("grown, best sizes", shapes, grown),
-        _gain(problem, choice, grown.loss) if grown is not None else 0.0,
-        _break_even(wish, choice) if wish.max_stages > 1 else None,
+        _gain(problem, choice, scratch, grown.loss) if grown is not None else 0.0,
+        _break_even(wish, choice, scratch) if wish.max_stages > 1 else None,
         tuple(_alternatives(wish, shapes, choice, scratch, several, grown)),
         Ledger.of(works, wish.machine, Speed("mfu", (wish.mfu,))),
         picked[0] == next(family(wish.shape, wish.heads_multiple)),
@@ -154,7 +154,7 @@ def _advised(
     """The last schedule, by its number of stages, that is worth `min_gain` more of the budget than the one before."""
     best, gain = scratch, 0.0
     for schedule in several:
-        worth = _gain(wish.problem, choice, schedule.loss)
+        worth = _gain(wish.problem, choice, scratch, schedule.loss)
         if worth - gain >= wish.min_gain:
             best, gain = schedule, worth
     return best
@@ -181,17 +181,22 @@ def _whole_steps(wish: Wish, schedule: search.Schedule) -> tuple[int, ...]:
     return steps
 
 
-def _gain(problem: Problem, choice: Sizes, loss: float) -> float:
-    return 1 - problem.flops / search.cost_from_scratch(problem, choice, loss)
+def _gain(problem: Problem, choice: Sizes, scratch: search.Schedule, loss: float) -> float:
+    """Share of what a loss costs from scratch that is saved by having it for what `scratch` costs.
+
+    Both costs are those of the best size on a continuous scale, so that the shapes' spacing is on both sides.
+    """
+    costs = [search.cost_from_scratch(problem, choice, each) for each in (scratch.loss, loss)]
+    return 1 - costs[0] / costs[1]
 
 
-def _break_even(wish: Wish, choice: Sizes) -> float | None:
+def _break_even(wish: Wish, choice: Sizes, scratch: search.Schedule) -> float | None:
     """By bisection over the whole search of two stages; the gain rises with the carryover."""
 
     def pays(carryover: float) -> bool:
         problem = dataclasses.replace(wish.problem, carryover=carryover)
         found = search.grown(problem, choice, 2)
-        return found is not None and _gain(problem, choice, found.loss) >= wish.min_gain
+        return found is not None and _gain(problem, choice, scratch, found.loss) >= wish.min_gain
 
     if not pays(1.0):
         return None

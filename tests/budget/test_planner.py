@@ -127,6 +127,15 @@ def test_a_limit_on_tokens_is_kept() -> None:
     assert all(sum(option.tokens) <= 2e11 * (1 + 1e-9) for option in found.alternatives)
 
 
+@pytest.mark.parametrize("multiple", [1, 8])
+@pytest.mark.parametrize("carryover", [1.0, 0.7])
+def test_nats_and_budget_share_have_one_sign(multiple: int, carryover: float) -> None:
+    """Also where a limit on tokens leaves the size no choice and shapes lie far apart."""
+    found = plan(wish(max_tokens=1e11, carryover=carryover, heads_multiple=multiple, max_stages=2))
+    assert found.grown is not None and found.grown.loss is not None and found.from_scratch.loss is not None
+    assert (found.gain > 0) == (found.grown.loss < found.from_scratch.loss)
+
+
 def test_growing_too_late_for_the_budget() -> None:
     """Twice the first stage may be more than there is."""
     late = planner._other_time(wish().problem, *_two(1e9, 1e10, first=0.6), times=2.0)
