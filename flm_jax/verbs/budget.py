@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flm_jax import gin_setup
-from flm_jax.verbs.parsing import add_gin, positive, verb
+from flm_jax.verbs.parsing import add_gin, positive, search_paths, verb
 
 _SPEEDS = ("mfu", "hfu", "tokens_per_second")
 _SHAPE = "gin_configs/models/flm_101b.gin"
@@ -157,9 +157,8 @@ def _ledger(options: argparse.Namespace) -> int:
     measure = next(name for name in _SPEEDS if getattr(options, name))
     speed = Speed(measure, getattr(options, measure))
     law = laws.named(options.law) if options.law else None
-    paths = [path for path in options.gin_search_paths.split(",") if path]
     run = described_run.trainer_of(
-        options.gin_file, options.gin_bindings, paths, options.length, options.global_batch
+        options.gin_file, options.gin_bindings, search_paths(options), options.length, options.global_batch
     )
     route = Route.of(run.stages, sequence_length(run.task_feature_lengths))
     works = [
@@ -187,8 +186,7 @@ def _plan(options: argparse.Namespace) -> int:
 
     machine = _machine(options)
     files = options.gin_file or [_SHAPE]
-    paths = [path for path in options.gin_search_paths.split(",") if path]
-    gin_setup.parse(files, options.gin_bindings, paths)
+    gin_setup.parse(files, options.gin_bindings, search_paths(options))
     shape = gin_setup.built(gin.get_configurable(ModelConfig))
     if not options.learning_rate > 0:
         raise ValueError(f"--learning_rate must be positive, found {options.learning_rate}")

@@ -2,7 +2,7 @@
 
 import argparse
 
-from flm_jax.verbs.parsing import add_gin, positive, verb, whole_numbers
+from flm_jax.verbs.parsing import add_gin, positive, search_paths, verb, whole_numbers
 
 
 def add(verbs: argparse._SubParsersAction) -> None:
@@ -32,16 +32,15 @@ def add(verbs: argparse._SubParsersAction) -> None:
 def _check(options: argparse.Namespace) -> int:
     from flm_jax import gin_setup
     from flm_jax.json_file import write_json
-    from flm_jax.pods.request import trainer_of
     from flm_jax.scaling import check_report
     from flm_jax.scaling.coordinate_check import coordinate_check
+    from flm_jax.training.described_run import trainer_of
 
     if not options.gin_file:
         raise gin_setup.GinError(
             "nothing says what to check: give --gin_file=gin_configs/models/flm_tiny.gin, or that of your model"
         )
-    options.length = options.global_batch = None
-    trainer, _ = trainer_of(options)
+    trainer = trainer_of(options.gin_file, options.gin_bindings, search_paths(options))
     found = coordinate_check(
         trainer.stages[0].model,
         trainer.optimizer,

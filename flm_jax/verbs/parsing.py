@@ -41,5 +41,9 @@ def add_gin(parser: argparse.ArgumentParser, files: bool = True) -> None:
 
 def parse_gin(options: argparse.Namespace) -> None:
     """Reads what these flags say."""
-    paths = [path for path in options.gin_search_paths.split(",") if path]
-    gin_setup.parse(options.gin_file, options.gin_bindings, paths)
+    gin_setup.parse(options.gin_file, options.gin_bindings, search_paths(options))
+
+
+def search_paths(options: argparse.Namespace) -> list[str]:
+    """Further directories with gin files."""
+    return [path for path in options.gin_search_paths.split(",") if path]

@@ -1,9 +1,10 @@
-"""`flm scaling fit`."""
+"""`flm scaling sweep, fit`."""
 
 import argparse
 import os
+import sys
 
-from flm_jax.verbs.parsing import positive, verb
+from flm_jax.verbs.parsing import add_gin, positive, search_paths, verb, whole_numbers
 
 
 def add(verbs: argparse._SubParsersAction) -> None:
@@ -11,7 +12,71 @@ def add(verbs: argparse._SubParsersAction) -> None:
     actions = verbs.add_parser(
         "scaling", help="what small models tell of large ones, before these are trained"
     ).add_subparsers(dest="action", required=True, metavar="ACTION")
+    _add_sweep(actions)
     _add_fit(actions)
+
+
+def _add_sweep(actions: argparse._SubParsersAction) -> None:
+    sweep = verb(
+        actions,
+        "sweep",
+        _sweep,
+        "try gin bindings on small widths, and find the best; everything else comes from gin, as in flm train",
+    )
+    sweep.add_argument(
+        "--out", required=True, help="directory of the results; the same command goes on there"
+    )
+    sweep.add_argument(
+        "--vary",
+        action="append",
+        required=True,
+        metavar="NAME=VALUE,VALUE",
+        help="a gin binding and its values; of a random search also NAME=LOW..HIGH; repeat for several",
+    )
+    sweep.add_argument(
+        "--widths", type=whole_numbers, default=[None], help="such as 64,128,256; the model's own"
+    )
+    sweep.add_argument("--seeds", type=positive, default=1, help="how many of each point; 1")
+    sweep.add_argument(
+        "--random", type=positive, metavar="POINTS", help="to draw, in place of the whole grid"
+    )
+    sweep.add_argument(
+        "--at_once", type=positive, default=4, help="trials of one shape that one device trains together; 4"
+    )
+    sweep.add_argument("--figure", help="draw the losses into this PNG file")
+    sweep.add_argument("--json", help="write trials and optima to this file")
+    add_gin(sweep)
+
+
+def _sweep(options: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from flm_jax import gin_setup
+    from flm_jax.json_file import write_json
+    from flm_jax.scaling import sweep_report, trials
+    from flm_jax.scaling.sweep import Sweep
+
+    if not options.gin_file:
+        raise gin_setup.GinError(
+            "nothing says what to train: give the gin files of a run of one stage, as to flm train"
+        )
+    variations, seeds = [trials.Variation.parse(text) for text in options.vary], range(options.seeds)
+    if options.random:
+        wanted = trials.at_random(options.widths, variations, seeds, options.random)
+    else:
+        wanted = trials.grid(options.widths, variations, seeds)
+    sweep = Sweep(Path(options.out), options.gin_file, options.gin_bindings, search_paths(options))
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    results = sweep.run(wanted, options.at_once, say)
+    print(sweep_report.table(results))
+    if options.json:
+        write_json(options.json, sweep_report.to_json(results))
+    if options.figure:
+        sweep_report.figure(results, options.figure)
+    return 0
 
 
 def _add_fit(actions: argparse._SubParsersAction) -> None:

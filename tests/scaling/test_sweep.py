@@ -1,0 +1,148 @@
+"""Trials that are trained together are what each would be alone; a sweep that was killed goes on."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from flm_jax import cli
+from flm_jax.scaling import together
+from flm_jax.scaling.sweep import Result, Sweep
+from flm_jax.scaling.together import Together
+from flm_jax.scaling.trials import Trial, Variation, grid
+from flm_jax.training.run_log import read_metrics
+from tests.training import runs
+from tests.training.conftest import no_measuring as no_measuring
+from tests.training.conftest import prepared_dir as prepared_dir
+
+FLAGS = [
+    "TRAIN_STEPS=8",
+    "WARMUP_STEPS=2",
+    "EVAL_PERIOD=0",
+    "ModelConfig.num_layers=1",
+    "MIXTURE_OR_TASK_NAME=en",
+]
+
+
+@pytest.fixture
+def gin_file(tmp_path: Path) -> Path:
+    path = tmp_path / "run.gin"
+    path.write_text(runs.GIN)
+    return path
+
+
+def sweep(tmp_path: Path, gin_file: Path, prepared_dir: Path, name: str = "sweep", *flags: str) -> Sweep:
+    return Sweep(tmp_path / name, [str(gin_file)], [*FLAGS, f"PREPARED_DIR={prepared_dir}", *flags], [])
+
+
+def trials(*values: str, seeds: int = 2, name: str = "LEARNING_RATE") -> list[Trial]:
+    return grid([None], [Variation(name, values)], range(seeds))
+
+
+def losses(results: list[Result]) -> list[float]:
+    return [result.loss for result in results]
+
+
+def test_together_as_each_alone_and_as_the_trainer(
+    tmp_path: Path, gin_file: Path, prepared_dir: Path
+) -> None:
+    one = sweep(tmp_path, gin_file, prepared_dir)
+    wanted = [Trial(None, (("LEARNING_RATE", rate), ("ModelConfig.init_std", std)), seed)
+              for rate, std, seed in (("1e-2", "0.02", 0), ("3e-3", "0.05", 0), ("1e-2", "0.02", 3))]  # fmt: skip
+    found = Together([one._trainer(trial) for trial in wanted], tmp_path / "a").train()
+    for trial, ours in zip(wanted, found, strict=True):
+        alone = Together([one._trainer(trial)], tmp_path / f"b{trial.name}").train()[0]
+        np.testing.assert_allclose(ours.losses, alone.losses, rtol=1e-5)
+        trainer = dataclasses.replace(one._trainer(trial), model_dir=str(tmp_path / f"run {trial.name}"))
+        (stage,) = trainer.stages
+        trainer = dataclasses.replace(trainer, stages=[dataclasses.replace(stage, mesh=runs.FirstDevices())])
+        trainer.run()
+        records = [record for record in read_metrics(Path(trainer.model_dir)) if "train/loss" in record]
+        np.testing.assert_allclose(ours.losses, [record["train/loss"] for record in records], rtol=1e-5)
+    assert found[0].losses[-1] < found[0].losses[0] - 0.05
+    assert np.ptp([ours.losses[-1] for ours in found]) > 0.01  # they are three trials, not one thrice
+    assert set(found[0].held_out) == {"en"}
+
+
+def test_killed_and_gone_on_with_is_as_uninterrupted(
+    tmp_path: Path, gin_file: Path, prepared_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = trials("1e-2", "3e-3")
+    whole = sweep(tmp_path, gin_file, prepared_dir, "whole").run(wanted, at_once=4)
+    read = together.Together._batch
+
+    def killed(self: Together, number: int) -> object:
+        if number == 6:  # the checkpoint of step 4 is there
+            raise KeyboardInterrupt
+        return read(self, number)
+
+    monkeypatch.setattr(Together, "_batch", killed)
+    with pytest.raises(KeyboardInterrupt):
+        sweep(tmp_path, gin_file, prepared_dir).run(wanted, at_once=4)
+    steps: list[int] = []
+    monkeypatch.setattr(
+        Together, "_batch", lambda self, number: (steps.append(number), read(self, number))[1]
+    )
+    assert sweep(tmp_path, gin_file, prepared_dir).run(wanted, at_once=4) == whole
+    assert steps == [4, 5, 6, 7]
+    assert not any((tmp_path / "sweep" / "under_way").iterdir())
+
+
+def test_only_what_is_new_is_trained(
+    tmp_path: Path, gin_file: Path, prepared_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = sweep(tmp_path, gin_file, prepared_dir).run(trials("1e-2", seeds=1), at_once=2)
+    record = tmp_path / "sweep" / "trials.jsonl"
+    record.write_text(record.read_text() + '{"trial": {"wid')  # of a process that was killed while it wrote
+    trained: list[int] = []
+    train = Sweep._train
+    monkeypatch.setattr(
+        Sweep, "_train", lambda self, group: (trained.append(len(group)), train(self, group))[1]
+    )
+    both = sweep(tmp_path, gin_file, prepared_dir).run(trials("1e-2", "3e-3", seeds=1), at_once=2)
+    assert trained == [1] and both[0] == first[0] and len(losses(both)) == 2
+    assert len(record.read_text().splitlines()) == 2
+    with pytest.raises(ValueError, match="expected the gin files and flags of the sweep in .*found others"):
+        sweep(tmp_path, gin_file, prepared_dir, "sweep", "BATCH_SIZE=4")
+
+
+def test_other_bindings_and_widths_are_other_programs(
+    tmp_path: Path, gin_file: Path, prepared_dir: Path
+) -> None:
+    lines: list[str] = []
+    wanted = grid([32, 64], [Variation("ModelConfig.output_mult", ("1.0", "2.0"))], [0])
+    found = sweep(tmp_path, gin_file, prepared_dir).run(wanted, at_once=4, say=lines.append)
+    assert (
+        len(lines) == 4
+        and [result.num_params for result in found] == [found[0].num_params] * 2 + [found[2].num_params] * 2
+    )
+    assert found[2].num_params > found[0].num_params
+    assert len(set(losses(found))) == 4
+    assert [result.tokens for result in found] == [8 * 8 * 64] * 4
+
+
+def test_a_wrong_trial_is_refused_before_any_is_trained(
+    tmp_path: Path, gin_file: Path, prepared_dir: Path
+) -> None:
+    one = sweep(tmp_path, gin_file, prepared_dir)
+    with pytest.raises(ValueError, match="ModelConfig.init_std must be positive"):
+        one.run(trials("0.02", "-1.0", name="ModelConfig.init_std"), at_once=1)
+    with pytest.raises(ValueError, match=r"a width of 40 would have 2.5 of ModelConfig.num_heads"):
+        one.run([Trial(40, (), 0)], at_once=1)
+    assert not (tmp_path / "sweep" / "trials.jsonl").exists()
+
+
+def test_command(tmp_path: Path, gin_file: Path, prepared_dir: Path, capsys: pytest.CaptureFixture) -> None:
+    command = ["scaling", "sweep", f"--gin_file={gin_file}", f"--gin.PREPARED_DIR={prepared_dir}"]
+    command += [f"--gin.{flag}" for flag in FLAGS] + [f"--out={tmp_path / 'out'}", "--widths=32,64"]
+    command += ["--vary=LEARNING_RATE=1e-3,1e-2", "--vary=ModelConfig.init_std=0.01,0.02", "--at_once=4"]
+    assert cli.main([*command, f"--json={tmp_path}/x.json", f"--figure={tmp_path}/x.png"]) == 0
+    printed = capsys.readouterr()
+    assert "LEARNING_RATE=1e-2 ModelConfig.init_std=0.02" in printed.out and "8 of 8 trials" in printed.err
+    found = json.loads((tmp_path / "x.json").read_text())
+    assert len(found["trials"]) == 8 and {one["edge"] for one in found["optima"]} == {True}
+    assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
+    assert cli.main(["scaling", "sweep", "--out=x", "--vary=A=1"]) == 2
+    assert "nothing says what to train" in capsys.readouterr().err
