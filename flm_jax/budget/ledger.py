@@ -9,8 +9,8 @@ from typing import Any
 
 from flm_jax.budget import formula, power
 from flm_jax.budget.machine import Machine
-from flm_jax.budget.table import aligned, number
 from flm_jax.config import ModelConfig
+from flm_jax.table import aligned, number
 
 SPEEDS = ("mfu", "hfu", "tokens_per_second")
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from flm_jax.budget import formula, power, published
 from flm_jax.budget.published import EMISSIONS, MODELS, PRESETS, STAGES, TOTAL
-from flm_jax.budget.table import aligned
+from flm_jax.table import aligned
 
 _FACTORS = (formula.NO_RECOMPUTATION, formula.CENTRE, formula.FULL_RECOMPUTATION)
 

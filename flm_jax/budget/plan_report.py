@@ -3,7 +3,7 @@
 from typing import Any
 
 from flm_jax.budget.planner import Option, Plan
-from flm_jax.budget.table import aligned, number
+from flm_jax.table import aligned, number
 
 
 def verdict(plan: Plan) -> str:

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 from flm_jax.scaling.coordinate_check import LOGITS, TOLERANCE, CoordinateCheck, Curve
+from flm_jax.table import aligned
 
 
 def to_json(check: CoordinateCheck) -> dict[str, Any]:
@@ -17,14 +18,6 @@ def table(check: CoordinateCheck) -> str:
     """Every quantity at every width, its slope, and the verdict."""
     rows = [("activation", "", "step", *map(str, check.widths), "slope", "")]
     rows += [_row(curve) for curve in check.curves]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = [
-        "  ".join(
-            cell.ljust(width) if column < 2 else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
     worst = max(check.curves, key=lambda curve: abs(curve.slope))
     found = f"largest slope {worst.slope:+.3f} ({worst.name}, {worst.what} at step {worst.step})"
     verdict = (
@@ -36,7 +29,7 @@ def table(check: CoordinateCheck) -> str:
         f"coordinate check, {check.parametrization} parametrisation, learning rate {check.learning_rate:g} at the base "
         f"width, {check.num_seeds} seeds; root mean squares by d_model"
     )
-    return "\n".join([head, *lines, verdict])
+    return "\n".join([head, aligned(rows), verdict])
 
 
 def _row(curve: Curve) -> tuple[str, ...]:

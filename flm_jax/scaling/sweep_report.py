@@ -7,6 +7,7 @@ import numpy as np
 
 from flm_jax.scaling.optimum import Optimum, best_point, optima
 from flm_jax.scaling.sweep import Result
+from flm_jax.table import aligned
 
 
 def to_json(results: Sequence[Result]) -> dict[str, Any]:
@@ -25,9 +26,7 @@ def table(results: Sequence[Result]) -> str:
         best = best_point(here)
         for point in dict.fromkeys(result.trial.bindings for result in here):
             rows.append(_row(width, point, [r for r in here if r.trial.bindings == point], point == best))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-    return "\n".join([*lines, "", *map(_line, optima(results))])
+    return "\n".join([aligned(rows), "", *map(_line, optima(results))])
 
 
 def _row(

@@ -49,18 +49,18 @@ def test_together_as_each_alone_and_as_the_trainer(
     tmp_path: Path, gin_file: Path, prepared_dir: Path
 ) -> None:
     one = sweep(tmp_path, gin_file, prepared_dir)
-    wanted = [Trial(None, (("LEARNING_RATE", rate), ("ModelConfig.init_std", std)), seed)
-              for rate, std, seed in (("1e-2", "0.02", 0), ("3e-3", "0.05", 0), ("1e-2", "0.02", 3))]  # fmt: skip
+    names = ("LEARNING_RATE", "ModelConfig.init_std")
+    points = [(("1e-2", "0.02"), 0), (("3e-3", "0.05"), 0), (("1e-2", "0.02"), 3)]
+    wanted = [Trial(None, tuple(zip(names, values, strict=True)), seed) for values, seed in points]
     found = Together([one._trainer(trial) for trial in wanted], tmp_path / "a").train()
-    for trial, ours in zip(wanted, found, strict=True):
-        alone = Together([one._trainer(trial)], tmp_path / f"b{trial.name}").train()[0]
-        np.testing.assert_allclose(ours.losses, alone.losses, rtol=1e-5)
-        trainer = dataclasses.replace(one._trainer(trial), model_dir=str(tmp_path / f"run {trial.name}"))
-        (stage,) = trainer.stages
-        trainer = dataclasses.replace(trainer, stages=[dataclasses.replace(stage, mesh=runs.FirstDevices())])
-        trainer.run()
-        records = [record for record in read_metrics(Path(trainer.model_dir)) if "train/loss" in record]
-        np.testing.assert_allclose(ours.losses, [record["train/loss"] for record in records], rtol=1e-5)
+    alone = Together([one._trainer(wanted[1])], tmp_path / "b").train()[0]
+    np.testing.assert_allclose(found[1].losses, alone.losses, rtol=1e-5)
+    trainer = one._trainer(wanted[2])
+    (stage,) = trainer.stages
+    stage = dataclasses.replace(stage, mesh=runs.FirstDevices())
+    dataclasses.replace(trainer, stages=[stage], model_dir=str(tmp_path / "run")).run()
+    records = [record["train/loss"] for record in read_metrics(tmp_path / "run") if "train/loss" in record]
+    np.testing.assert_allclose(found[2].losses, records, rtol=1e-5)
     assert found[0].losses[-1] < found[0].losses[0] - 0.05
     assert np.ptp([ours.losses[-1] for ours in found]) > 0.01  # they are three trials, not one thrice
     assert set(found[0].held_out) == {"en"}
@@ -104,7 +104,7 @@ def test_only_what_is_new_is_trained(
     both = sweep(tmp_path, gin_file, prepared_dir).run(trials("1e-2", "3e-3", seeds=1), at_once=2)
     assert trained == [1] and both[0] == first[0] and len(losses(both)) == 2
     assert len(record.read_text().splitlines()) == 2
-    with pytest.raises(ValueError, match="expected the gin files and flags of the sweep in .*found others"):
+    with pytest.raises(ValueError, match=r"expected the gin files and flags of the sweep in .*found others"):
         sweep(tmp_path, gin_file, prepared_dir, "sweep", "BATCH_SIZE=4")
 
 
@@ -112,22 +112,22 @@ def test_other_bindings_and_widths_are_other_programs(
     tmp_path: Path, gin_file: Path, prepared_dir: Path
 ) -> None:
     lines: list[str] = []
-    wanted = grid([32, 64], [Variation("ModelConfig.output_mult", ("1.0", "2.0"))], [0])
+    wanted = [
+        Trial(width, (("ModelConfig.output_mult", value),), 0)
+        for width, value in ((32, "1.0"), (32, "2.0"), (64, "1.0"))
+    ]
     found = sweep(tmp_path, gin_file, prepared_dir).run(wanted, at_once=4, say=lines.append)
-    assert (
-        len(lines) == 4
-        and [result.num_params for result in found] == [found[0].num_params] * 2 + [found[2].num_params] * 2
-    )
-    assert found[2].num_params > found[0].num_params
-    assert len(set(losses(found))) == 4
-    assert [result.tokens for result in found] == [8 * 8 * 64] * 4
+    assert len(lines) == 3 and len(set(losses(found))) == 3
+    small, same, large = (result.num_params for result in found)
+    assert small == same < large
+    assert [result.tokens for result in found] == [8 * 8 * 64] * 3
 
 
 def test_a_wrong_trial_is_refused_before_any_is_trained(
     tmp_path: Path, gin_file: Path, prepared_dir: Path
 ) -> None:
     one = sweep(tmp_path, gin_file, prepared_dir)
-    with pytest.raises(ValueError, match="ModelConfig.init_std must be positive"):
+    with pytest.raises(ValueError, match=r"ModelConfig.init_std must be positive"):
         one.run(trials("0.02", "-1.0", name="ModelConfig.init_std"), at_once=1)
     with pytest.raises(ValueError, match=r"a width of 40 would have 2.5 of ModelConfig.num_heads"):
         one.run([Trial(40, (), 0)], at_once=1)
@@ -136,13 +136,13 @@ def test_a_wrong_trial_is_refused_before_any_is_trained(
 
 def test_command(tmp_path: Path, gin_file: Path, prepared_dir: Path, capsys: pytest.CaptureFixture) -> None:
     command = ["scaling", "sweep", f"--gin_file={gin_file}", f"--gin.PREPARED_DIR={prepared_dir}"]
-    command += [f"--gin.{flag}" for flag in FLAGS] + [f"--out={tmp_path / 'out'}", "--widths=32,64"]
+    command += [f"--gin.{flag}" for flag in FLAGS] + [f"--out={tmp_path / 'out'}", "--widths=32"]
     command += ["--vary=LEARNING_RATE=1e-3,1e-2", "--vary=ModelConfig.init_std=0.01,0.02", "--at_once=4"]
     assert cli.main([*command, f"--json={tmp_path}/x.json", f"--figure={tmp_path}/x.png"]) == 0
     printed = capsys.readouterr()
-    assert "LEARNING_RATE=1e-2 ModelConfig.init_std=0.02" in printed.out and "8 of 8 trials" in printed.err
+    assert "LEARNING_RATE=1e-2 ModelConfig.init_std=0.02" in printed.out and "4 of 4 trials" in printed.err
     found = json.loads((tmp_path / "x.json").read_text())
-    assert len(found["trials"]) == 8 and {one["edge"] for one in found["optima"]} == {True}
+    assert len(found["trials"]) == 4 and {one["edge"] for one in found["optima"]} == {True}
     assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
     assert cli.main(["scaling", "sweep", "--out=x", "--vary=A=1"]) == 2
     assert "nothing says what to train" in capsys.readouterr().err
