@@ -5,9 +5,10 @@ width; the slope of log size over log width says how a quantity scales, and µP'
 shrinks with width has a learning rate, or an initialisation, that has to be tuned at every width.
 
 An initial draw adds to the logits what shrinks as 1/√width under µP, and says nothing of learning. So logits are
-compared by what the draws of several seeds agree on: the mean of Δ_r · Δ_s over pairs of seeds, whose root is the size
-of the change that they share. Activations have no coordinates in common between seeds, and are measured one by one.
-Well below the base width the initial logits are so large that they hold learning back: there nothing is flat.
+compared, for the tokens that occur, by what the draws of several seeds agree on: the mean of Δ_r · Δ_s over pairs of
+seeds, whose root is the size of the change that they share. Activations have no coordinates in common between seeds,
+and are measured one by one. Well below the base width the initial logits are so large that they hold learning back:
+there nothing is flat.
 """
 
 import dataclasses
@@ -32,7 +33,7 @@ LOGITS = "logits"
 _NAMES = {Embedding: "embedding", Attention: "attention", Mlp: "FFN", Block: "residual stream"}
 # Against the initial standard deviation: small enough that no step leaves the neighbourhood of the draw.
 _RATE = 0.01
-_BATCH, _LENGTH = 8, 32
+_BATCH, _LENGTH, _KINDS = 8, 32, 500
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +134,7 @@ def coordinate_check(
 def _text(vocab_size: int, length: int) -> Batch:
     """Tokens `[batch, length]`, some frequent and some rare as words are; every other follows from the one before."""
     draw = np.random.default_rng(0)
-    kinds = min(vocab_size - 1, 1000)
+    kinds = min(vocab_size - 1, _KINDS)
     chances = 1 / np.arange(1, kinds + 1)
     tokens = draw.choice(np.arange(1, kinds + 1), (_BATCH, length + 1), p=chances / chances.sum())
     tokens[:, 1::2] = (tokens[:, 0:-1:2] * 7) % kinds + 1
@@ -184,7 +185,7 @@ def _measure(
 
 
 def _activations(model: LanguageModel, params: Any, batch: Batch) -> dict[str, jax.Array]:
-    """By name: of the embedding `[B, L, D]`, of what all blocks give out `[layers, B, L, D]`, and the logits."""
+    """By name: of the embedding `[B, L, D]`, of what all blocks give out `[layers, B, L, D]`, and logits `[B, L, V]`."""
     logits, seen = model.module.apply(
         {"params": params},
         batch["decoder_input_tokens"],
@@ -198,7 +199,7 @@ def _activations(model: LanguageModel, params: Any, batch: Batch) -> dict[str, j
         "attention": blocks["attention"]["__call__"][0],
         "FFN": blocks["mlp"]["__call__"][0],
         "residual stream": blocks["__call__"][0][0],
-        LOGITS: logits,
+        LOGITS: logits[..., : _KINDS + 1],  # of the others none occurs
     }
 
 
