@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from flm_jax import figure_file
 from flm_jax.config import ModelConfig
 from flm_jax.training.run_log import read_metrics
 
@@ -133,11 +134,7 @@ def table(numbers: Mapping[str, Any]) -> str:
 
 def figure(model_dir: Path, path: Path) -> None:
     """Draws the training loss and each task's held-out loss against tokens and against FLOPs, growths marked."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+    pyplot = figure_file.pyplot()
     records = read_metrics(model_dir)
     steps = [record for record in records if "train/loss" in record]
     plot, panels = pyplot.subplots(1, 2, figsize=(12, 4.6), constrained_layout=True, sharey=True)
@@ -173,8 +170,7 @@ def figure(model_dir: Path, path: Path) -> None:
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("loss, nats per token")
     panels[1].legend(loc="upper right", fontsize=8)
-    plot.savefig(path, dpi=130)
-    pyplot.close(plot)
+    figure_file.save(plot, path)
 
 
 def _arrow(change: Mapping[str, float]) -> str:

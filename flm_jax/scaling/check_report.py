@@ -3,7 +3,8 @@
 import dataclasses
 from typing import Any
 
-from flm_jax.scaling.coordinate_check import LOGITS, TOLERANCE, CoordinateCheck, Curve
+from flm_jax import figure_file
+from flm_jax.scaling.coordinate_check import ALL_OF_LOGITS, LOGITS, TOLERANCE, CoordinateCheck, Curve
 from flm_jax.table import aligned
 
 
@@ -18,10 +19,10 @@ def table(check: CoordinateCheck) -> str:
     """Every quantity at every width, its slope, and the verdict."""
     rows = [("activation", "", "step", *map(str, check.widths), "slope", "")]
     rows += [_row(curve) for curve in check.curves]
-    worst = max(check.curves, key=lambda curve: abs(curve.slope))
+    worst = max((curve for curve in check.curves if curve.judged), key=lambda curve: abs(curve.slope))
     found = f"largest slope {worst.slope:+.3f} ({worst.name}, {worst.what} at step {worst.step})"
     verdict = (
-        f"flat: {found}, within {TOLERANCE}: hyperparameters can be carried between these widths"
+        f"flat: {found}, within {TOLERANCE}: the multipliers are those that these widths need"
         if check.flat
         else f"not flat: {found}, beyond {TOLERANCE}: what is tuned at one of these widths is wrong at another"
     )
@@ -29,7 +30,8 @@ def table(check: CoordinateCheck) -> str:
         f"coordinate check, {check.parametrization} parametrisation, learning rate {check.learning_rate:g} at the base "
         f"width, {check.num_seeds} seeds; root mean squares by d_model"
     )
-    return "\n".join([head, aligned(rows), verdict])
+    note = f"in brackets: {ALL_OF_LOGITS}, whose part shrinks with width; not judged"
+    return "\n".join([head, aligned(rows), note, verdict])
 
 
 def _row(curve: Curve) -> tuple[str, ...]:
@@ -46,11 +48,7 @@ def _row(curve: Curve) -> tuple[str, ...]:
 
 def figure(check: CoordinateCheck, path: str) -> None:
     """Draws every quantity over the widths, a line for each step."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
+    plt = figure_file.pyplot()
     names = list(dict.fromkeys(curve.name for curve in check.curves))
     drawing, axes = plt.subplots(1, len(names), figsize=(3.2 * len(names), 3.4), layout="constrained")
     for name, ax in zip(names, axes, strict=True):
@@ -74,7 +72,6 @@ def figure(check: CoordinateCheck, path: str) -> None:
         ax.set_xticks(check.widths, [str(width) for width in check.widths], minor=False)
         ax.minorticks_off()
     axes[0].set_ylabel("root mean square")
-    axes[-2].legend(fontsize=6)
+    axes[0].legend(fontsize=6)
     drawing.suptitle(f"Coordinate check, {check.parametrization}: {'flat' if check.flat else 'not flat'}")
-    drawing.savefig(path, dpi=130)
-    plt.close(drawing)
+    figure_file.save(drawing, path)

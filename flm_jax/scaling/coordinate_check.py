@@ -29,6 +29,8 @@ from flm_jax.scaling.widths import at_width
 
 TOLERANCE = 0.05
 LOGITS = "logits"
+# The draw's part included, which shrinks with width and is shown, but not judged.
+ALL_OF_LOGITS = "logits, with the draw"
 # A module's output by the module; the blocks' are of all layers together.
 _NAMES = {Embedding: "embedding", Attention: "attention", Mlp: "FFN", Block: "residual stream"}
 # Against the initial standard deviation: small enough that no step leaves the neighbourhood of the draw.
@@ -59,6 +61,11 @@ class Curve:
         """Whether it is as large at every width."""
         return abs(self.slope) <= TOLERANCE
 
+    @property
+    def judged(self) -> bool:
+        """Whether it should be."""
+        return self.name != ALL_OF_LOGITS
+
 
 @dataclasses.dataclass(frozen=True)
 class CoordinateCheck:
@@ -82,8 +89,8 @@ class CoordinateCheck:
 
     @property
     def flat(self) -> bool:
-        """Whether every quantity is as large at every width."""
-        return all(curve.flat for curve in self.curves)
+        """Whether every quantity that should be is as large at every width."""
+        return all(curve.flat for curve in self.curves if curve.judged)
 
 
 def coordinate_check(
@@ -178,6 +185,7 @@ def _measure(
         for name, x in look(params).items():
             if name == LOGITS:
                 found[name, "change", step] = _shared(x - first[name])
+                found[ALL_OF_LOGITS, "change", step] = _size(x - first[name])
             else:
                 found[name, "size", step] = _size(x)
                 found[name, "change", step] = _size(x - first[name])
@@ -185,7 +193,7 @@ def _measure(
 
 
 def _activations(model: LanguageModel, params: Any, batch: Batch) -> dict[str, jax.Array]:
-    """By name: of the embedding `[B, L, D]`, of what all blocks give out `[layers, B, L, D]`, and logits `[B, L, V]`."""
+    """Of the embedding `[B, L, D]`, of what all blocks give out `[layers, B, L, D]`, and logits `[B, L, tokens]`."""
     logits, seen = model.module.apply(
         {"params": params},
         batch["decoder_input_tokens"],

@@ -5,17 +5,16 @@ from typing import Any
 
 import numpy as np
 
+from flm_jax import figure_file
 from flm_jax.scaling.bands import LEVEL
 from flm_jax.scaling.prediction import Prediction, equation
 
 
 def draw(prediction: Prediction, path: str | Path) -> None:
     """Writes a PNG: the loss over parameters, logarithmic, with a curve for each of a few numbers of tokens."""
-    import matplotlib
+    from matplotlib import colors
 
-    matplotlib.use("Agg")
-    from matplotlib import colors, pyplot
-
+    pyplot = figure_file.pyplot()
     points, law = prediction.points, prediction.law
     plot, axes = pyplot.subplots(figsize=(7.5, 5), constrained_layout=True)
     sizes = np.geomspace(points.millions.min() / 1.3, points.millions.max() * 1.3, 200)
@@ -57,11 +56,7 @@ def draw(prediction: Prediction, path: str | Path) -> None:
     )
     axes.grid(alpha=0.3, which="both")
     axes.legend(loc="upper right")
-    partial = Path(f"{path}.tmp")
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    plot.savefig(partial, dpi=130, format="png")
-    pyplot.close(plot)
-    partial.replace(path)
+    figure_file.save(plot, path)
 
 
 def _spread(tokens: np.ndarray, most: int = 5) -> np.ndarray:

@@ -7,7 +7,9 @@ rest, and further values, widths or seeds can be added to it.
 import dataclasses
 import hashlib
 import json
+import re
 import shutil
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,54 +17,18 @@ from typing import Any
 
 import gin
 import numpy as np
+from tqdm import tqdm
 
 from flm_jax import gin_setup
-from flm_jax.scaling.together import Together, Trained, groups
-from flm_jax.scaling.trials import Trial
+from flm_jax.scaling.together import Prepared, Together, TooLargeError, Trained, groups
+from flm_jax.scaling.trials import Result, Trial
 from flm_jax.scaling.widths import at_width
 from flm_jax.training.trainer import Trainer
 
-# What trials of one program may differ in, by the last part of the binding's name.
-_SHARED_PROGRAM = ("LEARNING_RATE", "learning_rate", "init_std")
+# What trials of one program may differ in.
+_DATA = ("Stage.learning_rate", "ModelConfig.init_std")
+_GROUP = "trials.json"  # of a group that is under way
 _CURVE_POINTS = 100
-
-
-@dataclasses.dataclass(frozen=True)
-class Result:
-    """A trial that is over.
-
-    Attributes:
-        trial: What it tried.
-        num_params: Of its model.
-        tokens: It was trained on, padding included.
-        train_loss: Mean of the last tenth of its steps, nats per token.
-        held_out: Loss of each task with a validation split.
-        loss: What trials are compared by: the mean of `held_out`, each task with its share of the mixture; without any
-            held-out text `train_loss`.
-        skipped: Steps whose gradients were not finite.
-        curve: (step, mean training loss since the point before), up to a hundred.
-    """
-
-    trial: Trial
-    num_params: int
-    tokens: int
-    train_loss: float
-    held_out: dict[str, float]
-    loss: float
-    skipped: int
-    curve: list[tuple[int, float]]
-
-    def to_json(self) -> dict[str, Any]:
-        """A line of `trials.jsonl`."""
-        values = dataclasses.asdict(self)
-        return values | {"trial": {**values["trial"], "bindings": dict(self.trial.bindings)}}
-
-    @staticmethod
-    def from_json(values: dict[str, Any]) -> "Result":
-        """The inverse of `to_json`."""
-        trial = values["trial"]
-        known = Trial(trial["width"], tuple(trial["bindings"].items()), trial["seed"])
-        return Result(**values | {"trial": known, "curve": [tuple(point) for point in values["curve"]]})
 
 
 class Sweep:
@@ -92,7 +58,7 @@ class Sweep:
 
         Args:
             trials: What is wanted.
-            at_once: Trials of one program that are trained together.
+            at_once: Trials of one program that are trained together, at most; fewer where they do not fit.
             say: Takes a line behind each group.
 
         Raises:
@@ -100,31 +66,65 @@ class Sweep:
         """
         done = {result.trial: result for result in self._finished()}
         left = [trial for trial in trials if trial not in done]
-        for trial in dict.fromkeys(dataclasses.replace(trial, seed=0) for trial in left):
-            self._trainer(trial)  # what is wrong is better known now
-        for places in groups([_program(trial) for trial in left], at_once):
-            group = [left[place] for place in places]
-            started = time.perf_counter()
-            for result in self._train(group):
-                done[result.trial] = result
+        programs = {}
+        for trial in left:  # what is wrong is better known now
+            self._trainer(trial)
+            programs[trial] = _program(trial, gin.config_str(max_line_length=10_000))
+        waiting = self._under_way(left)
+        rest = [trial for trial in left if not any(trial in group for group in waiting)]
+        waiting += [
+            [rest[place] for place in places]
+            for places in groups([programs[trial] for trial in rest], at_once)
+        ]
+        while waiting:
+            group, started = waiting.pop(0), time.perf_counter()
+            try:
+                found = self._train(group)
+            except TooLargeError as error:
+                if len(group) == 1:
+                    raise
+                say(f"{error}; half of them at a time")
+                waiting = [group[: len(group) // 2], group[len(group) // 2 :], *waiting]
+                continue
+            done |= {result.trial: result for result in found}
             say(
-                f"{len(done)} of {len(done) + sum(trial not in done for trial in left)} trials; {len(group)} in "
+                f"{len(done)} of {len(done) + sum(map(len, waiting))} trials; {len(group)} in "
                 f"{time.perf_counter() - started:.0f} s: "
                 + "; ".join(f"{trial.name}: {done[trial].loss:.4f}" for trial in group)
             )
         return [done[trial] for trial in trials]
 
     def _train(self, group: list[Trial]) -> list[Result]:
-        names = "\n".join(trial.name for trial in group)
+        names = json.dumps([trial.to_json() for trial in group])
         directory = self._out / "under_way" / hashlib.sha256(names.encode()).hexdigest()[:16]
-        together = Together([self._trainer(trial) for trial in group], directory)
-        found = [
-            _result(trial, trained, together.shares)
-            for trial, trained in zip(group, together.train(), strict=True)
-        ]
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / _GROUP).write_text(names, encoding="utf-8")
+        together = Together([Prepared.of(self._trainer(trial)) for trial in group], directory / "state")
+        with tqdm(total=together.num_steps, unit="step", disable=not sys.stderr.isatty()) as bar:
+
+            def advance(loss: float) -> None:
+                bar.set_postfix(trials=len(group), loss=f"{loss:.4f}")
+                bar.update()
+
+            trained = together.train(advance)
+        found = [_result(trial, each, together.shares) for trial, each in zip(group, trained, strict=True)]
         with self._results.open("a", encoding="utf-8") as file:
             file.write("".join(json.dumps(result.to_json()) + "\n" for result in found))
         shutil.rmtree(directory)
+        return found
+
+    def _under_way(self, left: Sequence[Trial]) -> list[list[Trial]]:
+        """Groups that were killed, to go on with as they are; what nobody wants any longer is removed."""
+        found = []
+        for directory in sorted((self._out / "under_way").glob("*")):
+            file = directory / _GROUP
+            group = (
+                [Trial.from_json(one) for one in json.loads(file.read_text("utf-8"))] if file.exists() else []
+            )
+            if group and set(group) <= set(left):
+                found.append(group)
+            else:
+                shutil.rmtree(directory)
         return found
 
     def _trainer(self, trial: Trial) -> Trainer:
@@ -139,9 +139,8 @@ class Sweep:
             )
         (stage,) = trainer.stages
         if trial.width is not None:
-            stage = dataclasses.replace(
-                stage, model=stage.model.with_config(at_width(stage.model.config, trial.width))
-            )
+            config = at_width(stage.model.config, trial.width)
+            stage = dataclasses.replace(stage, model=stage.model.with_config(config))
         return dataclasses.replace(trainer, stages=[stage], seed=trial.seed)
 
     def _check_same(self) -> None:
@@ -166,11 +165,17 @@ class Sweep:
         return [Result.from_json(json.loads(line)) for line in lines[:-1]]
 
 
-def _program(trial: Trial) -> tuple[Any, ...]:
-    """What trials of one program have in common."""
-    return trial.width, *(
-        (name, value) for name, value in trial.bindings if name.rsplit(".", 1)[-1] not in _SHARED_PROGRAM
-    )
+def _program(trial: Trial, text: str) -> tuple[Any, ...]:
+    """What trials of one program have in common: the width, and all bindings that are no data of the program."""
+    return trial.width, *((name, value) for name, value in trial.bindings if not _is_data(name, text))
+
+
+def _is_data(name: str, text: str) -> bool:
+    """Whether a binding reaches the learning rate's peak or the initial draw, and nothing else of a configuration."""
+    if "." in name:
+        return name.endswith(_DATA)
+    used = [line for line in text.splitlines() if re.search(rf"%{re.escape(name)}(?![\w.])", line)]
+    return bool(used) and all(line.partition("=")[0].strip().endswith(_DATA) for line in used)
 
 
 def _result(trial: Trial, trained: Trained, shares: dict[str, float]) -> Result:

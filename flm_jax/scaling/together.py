@@ -43,21 +43,46 @@ class Trained:
     skipped: int
 
 
+class TooLargeError(ValueError):
+    """A program of several trials needs more memory than the device has."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """A trial, ready to be trained.
+
+    Attributes:
+        trainer: Its run, of one stage.
+        leg: The stage.
+        rates: `[steps]`, learning rate of each update.
+    """
+
+    trainer: Trainer
+    leg: Leg
+    rates: np.ndarray
+
+    @staticmethod
+    def of(trainer: Trainer) -> "Prepared":
+        """While gin still has this trial's bindings, which its schedule may look up when it is made."""
+        device = [jax.devices()[0]]
+        leg = trainer.legs(trainer.check(device), device)[0]
+        return Prepared(trainer, leg, np.asarray(jax.vmap(leg.learning_rate)(jnp.arange(leg.end))))
+
+
 class Together:
     """Trials that differ in initial standard deviation, learning rate and seed alone, on one device.
 
     Args:
-        trainers: One of each trial, of one stage.
+        trials: One or more.
         directory: Of their common checkpoint, from which a run that was killed goes on.
 
     Raises:
         ValueError: they differ in something else.
     """
 
-    def __init__(self, trainers: Sequence[Trainer], directory: Path) -> None:
-        device = [jax.devices()[0]]
-        self._legs: list[Leg] = [trainer.legs(trainer.check(device), device)[0] for trainer in trainers]
-        self._first, self._trainer = self._legs[0], trainers[0]
+    def __init__(self, trials: Sequence[Prepared], directory: Path) -> None:
+        self._legs = [trial.leg for trial in trials]
+        self._first, self._trainer = trials[0].leg, trials[0].trainer
         self._num_steps = self._first.end
         kinds = {
             (dataclasses.replace(leg.config, init_std=1.0), leg.end, leg.stage.batch_size, leg.stage.num_microbatches)
@@ -67,7 +92,8 @@ class Together:
             raise ValueError(
                 f"expected trials of one model and one number of steps, found {len(kinds)} kinds"
             )
-        self._seeds = [trainer.seed for trainer in trainers]
+        self._rates = jnp.asarray(np.stack([trial.rates for trial in trials]))
+        self._seeds = [trial.trainer.seed for trial in trials]
         self._readers = {
             seed: Reader(
                 self._trainer.prepared_dir, self._first.history, self._first.route.length, seed, split="train"
@@ -76,9 +102,14 @@ class Together:
         }
         self._directory = directory.absolute()
 
-    def train(self, advance: Callable[[], None] = lambda: None) -> list[Trained]:
-        """Trains all to the end; calls `advance` behind every step."""
+    def train(self, advance: Callable[[float], None] = lambda loss: None) -> list[Trained]:
+        """Trains all to the end; gives `advance` the mean loss behind every step.
+
+        Raises:
+            TooLargeError: they do not fit on the device together.
+        """
         with self._first.context(), contextlib.closing(self._checkpoints()) as checkpoints:
+            step = self._compiled()
             done = checkpoints.latest_step() or 0
             state, losses = self._begin(), np.zeros((len(self._legs), self._num_steps))
             if done:
@@ -86,14 +117,13 @@ class Together:
                     done, args=ocp.args.StandardRestore({"state": state, "losses": losses})
                 )
                 state, losses = found["state"], np.array(found["losses"])
-            step = self._compiled(state)
-            rates = jnp.stack([jax.vmap(leg.learning_rate)(jnp.arange(leg.end)) for leg in self._legs])
             for number in range(self._num_steps):
-                advance()
                 if number < done:
+                    advance(losses[:, number].mean())
                     continue
-                state, metrics = step(state, rates, self._batch(number))
+                state, metrics = step(state, self._rates, self._batch(number))
                 losses[:, number] = jax.device_get(metrics["loss"])
+                advance(losses[:, number].mean())
                 if (number + 1) % self._trainer.checkpoint_period == 0 or number + 1 == self._num_steps:
                     kept = {"state": state, "losses": losses}
                     checkpoints.save(number + 1, args=ocp.args.StandardSave(kept))
@@ -116,7 +146,12 @@ class Together:
                 states[index] = jax.tree.map(lambda leaf, place=place: leaf[place], made)
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
 
-    def _compiled(self, state: TrainState) -> Callable[..., Any]:
+    @property
+    def num_steps(self) -> int:
+        """Of each."""
+        return self._num_steps
+
+    def _compiled(self) -> Callable[..., Any]:
         leg, make = self._first, self._trainer.optimizer
 
         def one(state: TrainState, rates: jax.Array, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -124,7 +159,10 @@ class Together:
             return train_step(leg.model, optimizer, leg.stage.num_microbatches)(state, batch)
 
         same = len(set(self._seeds)) == 1
-        return jax.jit(jax.vmap(one, in_axes=(0, 0, None if same else 0)), donate_argnums=0)
+        step = jax.jit(jax.vmap(one, in_axes=(0, 0, None if same else 0)), donate_argnums=0)
+        compiled = step.lower(jax.eval_shape(self._begin), self._rates, self._batch(0)).compile()
+        _check_fits(compiled.memory_analysis(), len(self._legs))
+        return compiled
 
     def _batch(self, number: int) -> Batch:
         size = self._first.stage.batch_size
@@ -155,6 +193,17 @@ class Together:
     def shares(self) -> dict[str, float]:
         """Of each task in the tokens."""
         return self._readers[self._seeds[0]].shares
+
+
+def _check_fits(memory: Any, count: int) -> None:
+    """On devices that say how much they have: GPUs and TPUs."""
+    room = (jax.devices()[0].memory_stats() or {}).get("bytes_limit")
+    needed = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+    if room is not None and needed > room:
+        raise TooLargeError(
+            f"{count} trials together need {needed / 2**30:.1f} GiB, the device has {room / 2**30:.1f}: lower "
+            "--at_once, BATCH_SIZE or --widths"
+        )
 
 
 def _create(leg: Leg, key: jax.Array) -> TrainState:

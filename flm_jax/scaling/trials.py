@@ -1,10 +1,11 @@
-"""The trials of a sweep: gin bindings, width and seed of each."""
+"""The trials of a sweep: gin bindings, width and seed of each, and what came out."""
 
 import dataclasses
 import itertools
 import math
 import random
 from collections.abc import Sequence
+from typing import Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +65,51 @@ class Trial:
         """For people, and to find it again in a sweep that goes on."""
         width = [] if self.width is None else [f"d_model={self.width}"]
         return " ".join([*width, *(f"{name}={value}" for name, value in self.bindings), f"seed={self.seed}"])
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {"width": self.width, "bindings": dict(self.bindings), "seed": self.seed}
+
+    @staticmethod
+    def from_json(values: dict[str, Any]) -> "Trial":
+        """The inverse of `to_json`."""
+        return Trial(values["width"], tuple(values["bindings"].items()), values["seed"])
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """A trial that is over.
+
+    Attributes:
+        trial: What it tried.
+        num_params: Of its model.
+        tokens: It was trained on, padding included.
+        train_loss: Mean of the last tenth of its steps, nats per token.
+        held_out: Loss of each task with a validation split.
+        loss: What trials are compared by: the mean of `held_out`, each task with its share of the mixture; without any
+            held-out text `train_loss`.
+        skipped: Steps whose gradients were not finite.
+        curve: (step, mean training loss since the point before), up to a hundred.
+    """
+
+    trial: Trial
+    num_params: int
+    tokens: int
+    train_loss: float
+    held_out: dict[str, float]
+    loss: float
+    skipped: int
+    curve: list[tuple[int, float]]
+
+    def to_json(self) -> dict[str, Any]:
+        """A line of `trials.jsonl`."""
+        return dataclasses.asdict(self) | {"trial": self.trial.to_json()}
+
+    @staticmethod
+    def from_json(values: dict[str, Any]) -> "Result":
+        """The inverse of `to_json`."""
+        curve = [tuple(point) for point in values["curve"]]
+        return Result(**values | {"trial": Trial.from_json(values["trial"]), "curve": curve})
 
 
 def grid(widths: Sequence[int | None], variations: Sequence[Variation], seeds: Sequence[int]) -> list[Trial]:

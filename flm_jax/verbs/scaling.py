@@ -41,8 +41,12 @@ def _add_sweep(actions: argparse._SubParsersAction) -> None:
         "--random", type=positive, metavar="POINTS", help="to draw, in place of the whole grid"
     )
     sweep.add_argument(
-        "--at_once", type=positive, default=4, help="trials of one shape that one device trains together; 4"
+        "--at_once",
+        type=positive,
+        default=4,
+        help="trials of one shape that the first device trains together, fewer if they do not fit; 4",
     )
+    sweep.add_argument("--csv", help="write each width's best point to this file, for flm scaling fit")
     sweep.add_argument("--figure", help="draw the losses into this PNG file")
     sweep.add_argument("--json", help="write trials and optima to this file")
     add_gin(sweep)
@@ -53,7 +57,7 @@ def _sweep(options: argparse.Namespace) -> int:
 
     from flm_jax import gin_setup
     from flm_jax.json_file import write_json
-    from flm_jax.scaling import sweep_report, trials
+    from flm_jax.scaling import sweep_figure, sweep_report, trials
     from flm_jax.scaling.sweep import Sweep
 
     if not options.gin_file:
@@ -72,10 +76,12 @@ def _sweep(options: argparse.Namespace) -> int:
 
     results = sweep.run(wanted, options.at_once, say)
     print(sweep_report.table(results))
+    if options.csv:
+        Path(options.csv).write_text(sweep_report.to_csv(results), encoding="utf-8")
     if options.json:
         write_json(options.json, sweep_report.to_json(results))
     if options.figure:
-        sweep_report.figure(results, options.figure)
+        sweep_figure.draw(results, options.figure)
     return 0
 
 

@@ -30,13 +30,8 @@ def test_flat_from_64_to_512_under_mup() -> None:
     found = coordinate_check(model(), optimizer.adamw, WIDTHS)
     assert TOLERANCE == 0.05
     assert found.flat, [(curve.name, curve.what, curve.step, curve.slope) for curve in found.curves]
-    assert {curve.name for curve in found.curves} == {
-        "embedding",
-        "attention",
-        "FFN",
-        "residual stream",
-        "logits",
-    }
+    judged = {curve.name for curve in found.curves if curve.judged}
+    assert judged == {"embedding", "attention", "FFN", "residual stream", "logits"}
     changes = [curve for curve in found.curves if curve.what == "change"]
     assert all(min(curve.values) > 1e-4 for curve in changes)  # it has moved
     assert all(losses[0] > losses[-1] + 0.1 for losses in found.losses)  # and learnt
@@ -44,7 +39,7 @@ def test_flat_from_64_to_512_under_mup() -> None:
 
 def test_not_flat_under_the_standard_parametrisation() -> None:
     found = coordinate_check(model(parametrization="standard"), optimizer.adamw, (64, 256), num_steps=1)
-    slopes = {curve.name: curve.slope for curve in found.curves if curve.what == "change" and curve.step == 1}
+    slopes = {curve.name: curve.slope for curve in found.curves if curve.what == "change"}
     assert not found.flat
     assert min(slopes[name] for name in ("attention", "FFN", "residual stream", "logits")) > 0.5
     assert abs(slopes["embedding"]) < TOLERANCE  # whose learning rate no width changes
