@@ -35,15 +35,9 @@ def table(check: CoordinateCheck) -> str:
 
 
 def _row(curve: Curve) -> tuple[str, ...]:
-    values = [f"{value:.4g}" for value in curve.values]
-    return (
-        curve.name,
-        curve.what,
-        str(curve.step),
-        *values,
-        f"{curve.slope:+.3f}",
-        "" if curve.flat else "*",
-    )
+    slope = f"{curve.slope:+.3f}" if curve.judged else f"({curve.slope:+.3f})"
+    mark = "*" if curve.judged and not curve.flat else ""
+    return (curve.name, curve.what, str(curve.step), *(f"{value:.4g}" for value in curve.values), slope, mark)
 
 
 def figure(check: CoordinateCheck, path: str) -> None:
