@@ -9,11 +9,11 @@ from pathlib import Path
 from jax.extend import core
 
 from flm_jax import flops
+from flm_jax.json_file import write_text
 from flm_jax.training import hardware, processes
 from flm_jax.training.hardware import Peak
 from flm_jax.training.ledger import ACTIVITIES, LEDGER_FILE, Entry, Ledger, read_ledger
 from flm_jax.training.leg import Leg
-from flm_jax.training.run_log import write_atomically
 
 
 class Bookkeeper:
@@ -121,7 +121,7 @@ class Bookkeeper:
     def write(self) -> None:
         """Brings the file up to date."""
         if processes.is_first():
-            write_atomically(self._path, self.ledger.to_text())
+            write_text(self._path, self.ledger.to_text())
 
     @property
     def ledger(self) -> Ledger:

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import tensorboardX
 from tqdm import tqdm
 
+from flm_jax.json_file import write_text
 from flm_jax.training import processes
 
 METRICS_FILE = "metrics.jsonl"
@@ -44,7 +44,7 @@ class RunLog:
         }
         if not self._writes:
             return
-        write_atomically(self._path, "".join(json.dumps(record) + "\n" for record in kept))
+        write_text(self._path, "".join(json.dumps(record) + "\n" for record in kept))
         self._file = self._path.open("a", encoding="utf-8")
         # tensorboardX warns of steps that it purges, which is just what is meant here.
         logging.getLogger("tensorboardX").setLevel(logging.ERROR)
@@ -114,10 +114,3 @@ def read_metrics(model_dir: Path) -> list[dict[str, float]]:
                 f"expected a JSON object in line {number} of {path}, found {line[:80]!r}; repair or remove the line"
             ) from error
     return records
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a file so that a kill leaves the old one or the new one."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
