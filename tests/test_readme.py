@@ -163,7 +163,7 @@ def test_commands_parse(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
                 options.gin_bindings = bindings
                 request.trainer_of(options)
             elif options.verb == "budget" and options.action == "ledger":  # likewise
-                described_run.trainer_of(options.gin_file, bindings)
+                described_run.trainer_of(options.gin_file, bindings, steps_required=True)
             else:
                 gin_setup.parse(options.gin_file, bindings)
         finally:

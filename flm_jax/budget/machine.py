@@ -1,9 +1,9 @@
-"""The devices that a run is paid for: how many, how fast, at what price, power and carbon."""
+"""The devices that a planned run is paid for: how many, how fast, and what an hour of one costs."""
 
 import dataclasses
 from typing import Any
 
-from flm_jax.budget import power
+from flm_jax.budget.rates import Rates
 from flm_jax.chips import CHIPS, Chip
 
 
@@ -14,29 +14,16 @@ class Machine:
     Attributes:
         chip: Of which kind.
         num_devices: All that the run holds.
-        price: Dollars for one device-hour; None where it does not matter.
-        watts: Of one device; None where nobody publishes it.
-        pue: All of the data centre's energy over the devices'.
-        grid: Tonnes of CO2 equivalent a MWh.
+        rates: Of a device-hour; with the chip's power, where that is published.
     """
 
     chip: Chip
     num_devices: int
-    price: float | None = None
-    watts: float | None = None
-    pue: float = power.PUE
-    grid: float = power.GRID
+    rates: Rates
 
     @staticmethod
-    def of(
-        hardware: str,
-        num_devices: int,
-        price: float | None = None,
-        watts: float | None = None,
-        pue: float = power.PUE,
-        grid: float = power.GRID,
-    ) -> "Machine":
-        """By the chip's name; its data sheet's power unless `watts` says otherwise.
+    def of(hardware: str, num_devices: int, rates: Rates) -> "Machine":
+        """By the chip's name; its data sheet's power unless `rates.watts` says otherwise.
 
         Raises:
             ValueError: naming the flag.
@@ -44,15 +31,11 @@ class Machine:
         chips = {chip.name: chip for chip in CHIPS}
         if hardware not in chips:
             raise ValueError(f"--hardware must be one of {', '.join(sorted(chips))}; found {hardware!r}")
-        for name, value in (("price", price), ("watts", watts), ("grid", grid)):
-            if value is not None and not value > 0:
-                raise ValueError(f"--{name} must be positive, found {value}")
-        if num_devices < 1 or not pue >= 1:
-            raise ValueError(
-                f"--num_devices and --pue must be at least 1, found {num_devices} devices and a PUE of {pue}"
-            )
-        watts = power.WATTS.get(hardware) if watts is None else watts
-        return Machine(chips[hardware], num_devices, price, watts, pue, grid)
+        if num_devices < 1:
+            raise ValueError(f"--num_devices must be at least 1, found {num_devices}")
+        chip = chips[hardware]
+        watts = chip.watts if rates.watts is None else rates.watts
+        return Machine(chip, num_devices, dataclasses.replace(rates, watts=watts))
 
     @property
     def peak(self) -> float:
@@ -75,11 +58,11 @@ class Machine:
             return budget * 86_400
         if unit == "device_hours":
             return budget * 3600 / self.num_devices
-        if self.price is None:
+        if self.rates.price is None:
             raise ValueError(
                 "a --budget in dollars needs --price, dollars for a device-hour; or give --unit=device_hours"
             )
-        return budget / self.price * 3600 / self.num_devices
+        return budget / self.rates.price * 3600 / self.num_devices
 
     def assumptions(self) -> list[str]:
         """What is taken for granted, a line each."""
@@ -90,23 +73,22 @@ class Machine:
             "all devices are paid for from the first step to the last, and nothing else is: no time is lost to "
             "restarts, evaluation, checkpoints or growing",
         ]
-        lines.append(
-            "no --price: money is not counted"
-            if self.price is None
-            else f"${self.price:g} for a device-hour (--price)"
-        )
-        if self.watts is None:
+        lines.append(self.rates.money())
+        if self.rates.watts is None:
             lines.append(
                 f"no power of a {chip.name} is published: give --watts to have energy and carbon counted"
             )
         else:
             lines.append(
-                f"energy is {self.watts:g} W a device (--watts), at full draw; carbon is energy x PUE "
-                f"{self.pue:g} (--pue) x {self.grid:g} tCO2e/MWh (--grid)"
+                f"energy is {self.rates.watts:g} W a device (--watts), at full draw; {self.rates.carbon()}"
             )
         return lines
 
     def to_json(self) -> dict[str, Any]:
         """As plain values."""
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return fields | {"chip": self.chip.name, "flops_per_second": self.chip.flops_per_second}
+        own = {
+            "chip": self.chip.name,
+            "flops_per_second": self.chip.flops_per_second,
+            "num_devices": self.num_devices,
+        }
+        return own | dataclasses.asdict(self.rates)

@@ -4,7 +4,7 @@ import dataclasses
 import math
 from typing import Any
 
-from flm_jax.budget import formula, power, published
+from flm_jax.budget import formula, published, rates
 from flm_jax.budget.published import EMISSIONS, MODELS, PRESETS, STAGES, TOTAL
 from flm_jax.table import aligned
 
@@ -61,8 +61,8 @@ def energy() -> list[Figure]:
     """Table 3: thousand kWh, cut off as it does, and tonnes of CO2 equivalent."""
     figures = []
     for column in EMISSIONS:
-        kwh = power.kwh(column.hours, column.watts)
-        carbon = power.tco2e(kwh, 1.0, column.intensity)
+        kwh = rates.kwh(column.hours, column.watts)
+        carbon = rates.tco2e(kwh, 1.0, column.intensity)
         figures.append(
             Figure(
                 f"{column.name}, thousand kWh",

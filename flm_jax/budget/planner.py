@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from flm_jax.budget import search
+from flm_jax.budget.costs import CostTable, PlannedStage, Speed
 from flm_jax.budget.ladder import family, ladder, sizes
-from flm_jax.budget.ledger import Ledger, Speed, Work
 from flm_jax.budget.machine import Machine
 from flm_jax.budget.problem import Problem, Sizes, final_loss, onto_budget
 from flm_jax.config import ModelConfig
@@ -104,7 +104,7 @@ class Plan:
     gain: float
     break_even: float | None
     alternatives: tuple[Option, ...]
-    ledger: Ledger
+    ledger: CostTable
     smallest: bool
 
     @property
@@ -133,7 +133,9 @@ def plan(wish: Wish) -> Plan:
     tokens = tuple(count * wish.batch_size * wish.length for count in steps)
     loss = final_loss(wish.law, choice.params[list(best.places)], tokens, wish.carryover)
     names = [f"stage_{number}" for number in range(1, len(picked) + 1)]
-    works = [Work(*each, wish.length) for each in zip(names, picked, tokens, strict=True)]
+    stages = [
+        PlannedStage(*each, wish.batch_size, wish.length) for each in zip(names, picked, steps, strict=True)
+    ]
     return Plan(
         wish,
         Option("advised", picked, tokens, loss),
@@ -143,7 +145,7 @@ def plan(wish: Wish) -> Plan:
         _gain(problem, choice, scratch, grown.loss) if grown is not None else 0.0,
         _break_even(wish, choice, scratch) if wish.max_stages > 1 else None,
         tuple(_alternatives(wish, shapes, choice, scratch, several, grown)),
-        Ledger.of(works, wish.machine, Speed("mfu", (wish.mfu,))),
+        CostTable.of(stages, wish.machine, Speed("mfu", (wish.mfu,))),
         picked[0] == next(family(wish.shape, wish.heads_multiple)),
     )
 

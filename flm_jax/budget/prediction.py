@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from flm_jax.budget.ledger import Ledger
+from flm_jax.budget.costs import CostTable
 from flm_jax.budget.problem import final_loss
 from flm_jax.scaling.laws import LossLaw
 
@@ -24,7 +24,7 @@ class Prediction:
     carryover: float
 
     @staticmethod
-    def of(ledger: Ledger, law: LossLaw, carryover: float) -> "Prediction":
+    def of(ledger: CostTable, law: LossLaw, carryover: float) -> "Prediction":
         """Of the ledger's stages."""
         rows, scratch = ledger.rows, ledger.from_scratch
         grown = final_loss(law, [row.params for row in rows], [row.tokens for row in rows], carryover)

@@ -9,6 +9,7 @@ once in its `MODEL_DIR`, as `flm_metadata.json` (`flm_jax.t5x.run_record`).
 """
 
 import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -206,6 +207,24 @@ def load_params(model_dir: Path, step: int | None = None) -> tuple[Metadata, dic
     Raises:
         FileNotFoundError: there is no such checkpoint.
     """
+    with _opened(model_dir, step) as (checkpoints, chosen):
+        metadata = checkpoints.metadata(chosen)
+        return metadata, checkpoints.restore_params(chosen, metadata.config), chosen
+
+
+def load_metadata(model_dir: Path) -> Metadata:
+    """Reads what lies beside the newest checkpoint's parameters, without these.
+
+    Raises:
+        FileNotFoundError: there is no checkpoint.
+    """
+    with _opened(model_dir, None) as (checkpoints, chosen):
+        return checkpoints.metadata(chosen)
+
+
+@contextlib.contextmanager
+def _opened(model_dir: Path, step: int | None) -> Iterator[tuple[Checkpoints, int]]:
+    """Somebody's checkpoints, and which of them is meant."""
     directory = Path(model_dir).expanduser()
     if not directory.is_dir():
         raise FileNotFoundError(
@@ -218,8 +237,7 @@ def load_params(model_dir: Path, step: int | None = None) -> tuple[Metadata, dic
                 f"expected {directory}/checkpoint_{'<step>' if chosen is None else chosen}, found none; "
                 "`flm train` writes them under MODEL_DIR"
             )
-        metadata = checkpoints.metadata(chosen)
-        return metadata, checkpoints.restore_params(chosen, metadata.config), chosen
+        yield checkpoints, chosen
 
 
 def is_stacked(path: tuple[str, ...], shape: tuple[int, ...], config: ModelConfig) -> bool:

@@ -16,9 +16,9 @@ _DEFAULTS = {
     "MODEL_DIR": "'never written'",
     "PREPARED_DIR": "'never read'",
     "MIXTURE_OR_TASK_NAME": "'any'",
-    "TRAIN_STEPS": "100000",
-    "EFLM_STEPS": "1000",
 }
+# What a program that is compiled does not depend on, and a price does.
+_STEPS = {"TRAIN_STEPS": "100000", "EFLM_STEPS": "1000"}
 
 
 def trainer_of(
@@ -27,6 +27,7 @@ def trainer_of(
     search_paths: Sequence[str] = (),
     length: int | None = None,
     global_batch: int | None = None,
+    steps_required: bool = False,
 ) -> Trainer:
     """What these files and `--gin.` flags say.
 
@@ -38,15 +39,17 @@ def trainer_of(
         search_paths: Further directories with gin files.
         length: Tokens of a sequence, in place of the config's.
         global_batch: Sequences a step, likewise.
+        steps_required: Whether the answer depends on the number of steps, so that gin has to say it.
 
     Raises:
-        GinError: gin's configuration is wrong.
+        GinError: gin's configuration is wrong, or a required number of steps is missing.
     """
     files = list(files)
     if not gin_setup.bound(files, search_paths, "Trainer.stages"):
         files.insert(0, _RUN)  # the user's files win
     sequence = length or gin_setup.value("ModelConfig.max_length", _LENGTH)
-    defaults = {**_DEFAULTS, "TASK_FEATURE_LENGTHS": repr({"targets": sequence})}
+    steps = {} if steps_required else _STEPS
+    defaults = {**_DEFAULTS, **steps, "TASK_FEATURE_LENGTHS": repr({"targets": sequence})}
     gin_setup.parse(files, bindings, search_paths, defaults)
     trainer = gin_setup.built(gin.get_configurable(Trainer))
     stages = list(trainer.stages)

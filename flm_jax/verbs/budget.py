@@ -1,16 +1,20 @@
 """`flm budget paper, ledger, plan`."""
 
 import argparse
-import json
 import math
 import shlex
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flm_jax import gin_setup
 from flm_jax.verbs.parsing import add_gin, positive, search_paths, verb
 
+if TYPE_CHECKING:
+    from flm_jax.budget.costs import CostTable
+    from flm_jax.budget.rates import Rates
+
 _SPEEDS = ("mfu", "hfu", "tokens_per_second")
+# What describes a run that is planned, and has no meaning for one that was measured.
+_PLANNED = ("gin_file", "hardware", "num_devices", *_SPEEDS, "length", "global_batch")
 _SHAPE = "gin_configs/models/flm_101b.gin"
 
 
@@ -29,8 +33,14 @@ def _add_ledger(actions: argparse._SubParsersAction) -> None:
     ledger = verb(
         actions, "ledger", _ledger, "cost of a run's stages, beside its last model trained from scratch"
     )
-    _add_machine(ledger)
-    speed = ledger.add_mutually_exclusive_group(required=True)
+    ledger.add_argument(
+        "--run",
+        metavar="MODEL_DIR",
+        dest="model_dir",
+        help="of a run that flm train has measured, in place of gin files, machine and speed",
+    )
+    _add_machine(ledger, required=False)
+    speed = ledger.add_mutually_exclusive_group()
     speed.add_argument(
         "--mfu", type=_numbers, help="share of the peak in model FLOPs; one number, or one a stage: .43,.42"
     )
@@ -95,11 +105,13 @@ def _add_plan(actions: argparse._SubParsersAction) -> None:
     plan.epilog = f"--gin_file is a model's, whose proportions all sizes have; {_SHAPE} unless given."
 
 
-def _add_machine(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--hardware", required=True, help="a chip of flm_jax/chips.py, such as a800 or v5p")
-    parser.add_argument("--num_devices", type=positive, required=True, help="that the run holds")
+def _add_machine(parser: argparse.ArgumentParser, required: bool = True) -> None:
+    parser.add_argument(
+        "--hardware", required=required, help="a chip of flm_jax/chips.py, such as a800 or v5p"
+    )
+    parser.add_argument("--num_devices", type=positive, required=required, help="that the run holds")
     parser.add_argument("--price", type=float, help="dollars for one device-hour")
-    parser.add_argument("--watts", type=float, help="of one device; NVIDIA's data sheet for its GPUs")
+    parser.add_argument("--watts", type=float, help="of one device; the data sheet's, which GPUs have")
     parser.add_argument("--pue", type=float, help="of the data centre; 1.10")
     parser.add_argument("--grid", type=float, help="tonnes of CO2 equivalent a MWh; 0.429, the US average")
 
@@ -108,27 +120,20 @@ def _numbers(text: str) -> tuple[float, ...]:
     return tuple(float(part) for part in text.split(","))
 
 
-def _machine(options: argparse.Namespace) -> Any:
-    from flm_jax.budget.machine import Machine
+def _rates(options: argparse.Namespace) -> "Rates":
+    from flm_jax.budget.rates import Rates
 
     given = {
         name: value for name in ("price", "watts", "pue", "grid") if (value := getattr(options, name)) is not None
     }  # fmt: skip
-    return Machine.of(options.hardware, options.num_devices, **given)
+    return Rates(**given)
 
 
 def _write(file: str | None, numbers: dict[str, Any]) -> None:
+    from flm_jax.json_file import write_json
+
     if file:
-        # JSON knows no infinity.
-        Path(file).write_text(json.dumps(_finite(numbers), indent=2) + "\n", encoding="utf-8")
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        write_json(file, numbers)
 
 
 def _paper(options: argparse.Namespace) -> int:
@@ -140,33 +145,12 @@ def _paper(options: argparse.Namespace) -> int:
 
 
 def _ledger(options: argparse.Namespace) -> int:
-    from flm_jax.budget import laws
-    from flm_jax.budget.ledger import Ledger, Speed, Work
     from flm_jax.budget.prediction import Prediction
     from flm_jax.budget.problem import Problem
-    from flm_jax.grow.schedule import Route
-    from flm_jax.tasks.packing import sequence_length
-    from flm_jax.training import described_run
+    from flm_jax.scaling import published_laws
 
-    if not options.gin_file:
-        raise gin_setup.GinError(
-            "nothing says what to count: give all --gin_file of a run, such as gin_configs/models/flm_101b.gin and "
-            "gin_configs/growth/flm_101b.gin behind gin_configs/runs/pretrain.gin"
-        )
-    machine = _machine(options)
-    measure = next(name for name in _SPEEDS if getattr(options, name))
-    speed = Speed(measure, getattr(options, measure))
-    law = laws.named(options.law) if options.law else None
-    run = described_run.trainer_of(
-        options.gin_file, options.gin_bindings, search_paths(options), options.length, options.global_batch
-    )
-    route = Route.of(run.stages, sequence_length(run.task_feature_lengths))
-    works = [
-        Work(str(index + 1), route.config(index),
-             stage.num_steps(route.length) * stage.batch_size * route.length, route.length)
-        for index, stage in enumerate(route.stages)
-    ]  # fmt: skip
-    found = Ledger.of(works, machine, speed, options.factor)
+    law = published_laws.named(options.law) if options.law else None
+    found = _planned(options) if options.model_dir is None else _measured(options)
     print(found.table())
     numbers = found.to_json()
     if law is not None:
@@ -178,13 +162,74 @@ def _ledger(options: argparse.Namespace) -> int:
     return 0
 
 
+def _measured(options: argparse.Namespace) -> "CostTable":
+    """Of a run that was trained."""
+    from flm_jax.budget import measured
+
+    given = [f"--{name}" for name in (*_PLANNED, "gin_search_paths") if getattr(options, name)]
+    given += [f"--gin.{binding}" for binding in options.gin_bindings]
+    if given:
+        raise ValueError(
+            f"--run={options.model_dir} has been measured: leave out {', '.join(given)}, which is for a "
+            "run that is planned"
+        )
+    return measured.cost_table(options.model_dir, _rates(options), options.factor)
+
+
+def _planned(options: argparse.Namespace) -> "CostTable":
+    """Of the run that gin files describe."""
+    from flm_jax.budget.costs import CostTable, PlannedStage, Speed
+    from flm_jax.budget.machine import Machine
+    from flm_jax.grow.schedule import Route
+    from flm_jax.tasks.packing import sequence_length
+    from flm_jax.training import described_run
+
+    if not options.gin_file:
+        raise gin_setup.GinError(
+            "nothing says what to count: give --run=MODEL_DIR of a run that was trained, or all --gin_file of one, "
+            "such as gin_configs/models/flm_101b.gin and gin_configs/growth/flm_101b.gin behind "
+            "gin_configs/runs/pretrain.gin"
+        )
+    measure = next((name for name in _SPEEDS if getattr(options, name)), None)
+    if not options.hardware or not options.num_devices or measure is None:
+        raise ValueError(
+            "a run that is planned needs --hardware, --num_devices and one of --mfu, --hfu and --tokens_per_second "
+            "(one that was trained: --run=MODEL_DIR alone)"
+        )
+    machine = Machine.of(options.hardware, options.num_devices, _rates(options))
+    speed = Speed(measure, getattr(options, measure))
+    run = described_run.trainer_of(
+        options.gin_file,
+        options.gin_bindings,
+        search_paths(options),
+        options.length,
+        options.global_batch,
+        steps_required=True,
+    )
+    route = Route.of(run.stages, sequence_length(run.task_feature_lengths))
+    stages = [
+        PlannedStage(
+            str(index + 1),
+            route.config(index),
+            stage.num_steps(route.length),
+            stage.batch_size,
+            route.length,
+        )
+        for index, stage in enumerate(route.stages)
+    ]
+    return CostTable.of(stages, machine, speed, options.factor)
+
+
 def _plan(options: argparse.Namespace) -> int:
     import gin
 
-    from flm_jax.budget import emit, laws, plan_report, planner
+    from flm_jax.budget import emit, plan_report, planner
+    from flm_jax.budget.machine import Machine
     from flm_jax.config import ModelConfig
+    from flm_jax.json_file import write_text
+    from flm_jax.scaling import published_laws
 
-    machine = _machine(options)
+    machine = Machine.of(options.hardware, options.num_devices, _rates(options))
     files = options.gin_file or [_SHAPE]
     gin_setup.parse(files, options.gin_bindings, search_paths(options))
     shape = gin_setup.built(gin.get_configurable(ModelConfig))
@@ -196,7 +241,7 @@ def _plan(options: argparse.Namespace) -> int:
             machine=machine,
             mfu=options.mfu,
             seconds=machine.seconds(options.budget, options.unit),
-            law=laws.named(options.law),
+            law=published_laws.named(options.law),
             length=options.length or shape.max_length,
             batch_size=options.batch_size,
             carryover=options.carryover,
@@ -212,7 +257,7 @@ def _plan(options: argparse.Namespace) -> int:
         bindings = [f"--gin.{binding}" for binding in options.gin_bindings]
         model = [*(f"--gin_file={file}" for file in files), *bindings]
         text = emit.gin(found, _command(options), shlex.join(model), options.learning_rate)
-        Path(options.out).write_text(text, encoding="utf-8")
+        write_text(options.out, text)
         print(f"written: {options.out}")
     _write(options.json, plan_report.to_json(found))
     return 0

@@ -13,11 +13,12 @@ import pytest
 
 from flm_jax import cli, grow
 from flm_jax.budget import emit, ladder, plan_report, planner
-from flm_jax.budget.laws import LAWS
 from flm_jax.budget.machine import Machine
 from flm_jax.budget.planner import Wish, plan
+from flm_jax.budget.rates import Rates
 from flm_jax.config import ModelConfig
 from flm_jax.presets import flm_51b, flm_101b, flm_tiny, llama_tiny
+from flm_jax.scaling.published_laws import LAWS
 from flm_jax.training import described_run
 from flm_jax.training.checkpoints import load_params
 from tests.test_cli import failure
@@ -32,7 +33,7 @@ PAPER = [
 
 def wish(**changes: Any) -> Wish:
     """The paper's budget on its machine."""
-    machine = Machine.of("a800", 192, price=1.0)
+    machine = Machine.of("a800", 192, Rates(price=1.0))
     settings: dict[str, Any] = {
         "shape": flm_101b(),
         "machine": machine,
@@ -150,7 +151,7 @@ def _two(small: float, large: float, first: float) -> tuple[Any, Any]:
 
 
 def test_units_of_a_budget() -> None:
-    machine = Machine.of("a800", 192, price=2.0)
+    machine = Machine.of("a800", 192, Rates(price=2.0))
     assert machine.seconds(2 * 192, "dollars") == machine.seconds(192, "device_hours") == 3600
     assert machine.seconds(1, "days") == 86_400
 

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flm_jax.budget import search
-from flm_jax.budget.laws import LAWS
 from flm_jax.budget.problem import Problem, Sizes, allocate, final_loss
 from flm_jax.scaling.laws import LossLaw
+from flm_jax.scaling.published_laws import LAWS
 
 LAW = LAWS["besiroglu2024"]
 laws_ = st.builds(

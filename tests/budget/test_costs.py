@@ -1,6 +1,5 @@
 """The ledger: days, money and energy from one count of FLOPs, and the run of the paper."""
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -8,10 +7,11 @@ from typing import Any
 import pytest
 
 from flm_jax import cli
-from flm_jax.budget import laws
-from flm_jax.budget.ledger import Ledger, Row, Speed, Work, row, total
+from flm_jax.budget.costs import CostTable, PlannedStage, Speed
 from flm_jax.budget.machine import Machine
+from flm_jax.budget.rates import Rates
 from flm_jax.presets import flm_16b, flm_51b, flm_101b
+from flm_jax.scaling import published_laws
 from tests.test_cli import failure
 
 PAPER = [
@@ -24,12 +24,13 @@ STEPS = ((52_000, 2304), (8_400, 2304), (6_000, 2160))
 
 
 def machine(**changes: Any) -> Machine:
-    return Machine.of(**{"hardware": "a800", "num_devices": 192, "price": 1.0, **changes})
+    hardware = changes.pop("hardware", "a800")
+    return Machine.of(hardware, 192, Rates(**{"price": 1.0, **changes}))
 
 
-def works() -> list[Work]:
+def works() -> list[PlannedStage]:
     return [
-        Work(str(index), config, steps * batch * 2048, 2048)
+        PlannedStage(str(index), config, steps, batch, 2048)
         for index, (config, (steps, batch)) in enumerate(
             zip((flm_16b(), flm_51b(), flm_101b()), STEPS, strict=True)
         )
@@ -66,11 +67,11 @@ def test_the_papers_run(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
 
 def test_speeds_agree_with_each_other() -> None:
     """MFU, HFU and tokens a second are three ways to say the same."""
-    first = Ledger.of(works(), machine(), Speed("mfu", (0.4, 0.45, 0.5)))
+    first = CostTable.of(works(), machine(), Speed("mfu", (0.4, 0.45, 0.5)))
     hfu = tuple(each.hardware_flops / each.seconds / machine().peak for each in first.rows)
     rates = tuple(each.tokens / each.seconds for each in first.rows)
     for speed in (Speed("hfu", hfu), Speed("tokens_per_second", rates)):
-        again = Ledger.of(works(), machine(), speed)
+        again = CostTable.of(works(), machine(), speed)
         assert [each.seconds for each in again.rows] == pytest.approx([each.seconds for each in first.rows])
         assert again.from_scratch.seconds == pytest.approx(first.from_scratch.seconds)
     assert first.rows[0].seconds == pytest.approx(
@@ -79,28 +80,28 @@ def test_speeds_agree_with_each_other() -> None:
 
 
 def test_the_factor_scales_the_formula_alone() -> None:
-    one, other = (Ledger.of(works(), machine(), Speed("mfu", (0.4,)), factor) for factor in (72, 96))
+    one, other = (CostTable.of(works(), machine(), Speed("mfu", (0.4,)), factor) for factor in (72, 96))
     assert other.total.formula_flops == pytest.approx(one.total.formula_flops * 96 / 72)
     assert other.total.model_flops == one.total.model_flops
     assert other.saved() == pytest.approx(one.saved())
 
 
 def test_what_is_not_known_is_not_counted() -> None:
-    found = Ledger.of(works(), machine(hardware="v5p", price=None), Speed("mfu", (0.4,)))
+    found = CostTable.of(works(), machine(hardware="v5p", price=None), Speed("mfu", (0.4,)))
     assert found.total.dollars is None and found.total.kwh is None and found.total.tco2e is None
     assert any("give --watts" in line for line in found.assumptions)
-    found = Ledger.of(works(), machine(hardware="v5p", watts=300.0, pue=1.0, grid=1.0), Speed("mfu", (0.4,)))
+    found = CostTable.of(
+        works(), machine(hardware="v5p", watts=300.0, pue=1.0, grid=1.0), Speed("mfu", (0.4,))
+    )
     assert found.total.tco2e == pytest.approx(found.total.device_hours * 300 / 1e6)
 
 
-def test_measured_rows_sum() -> None:
-    rows = [
-        row(machine(), name, params, 10.0, 1.0, 2.0, 3.0, 3600.0) for name, params in (("a", 5), ("b", 7))
-    ]
-    found = total(rows)
-    assert found.device_hours == 2 * 192 and found.params == 7 and found.tokens == 20
-    values = {field.name: getattr(found, field.name) for field in dataclasses.fields(Row)}
-    assert values["hardware_flops"] == 6.0 and values["dollars"] == 2 * 192
+def test_steps_are_never_assumed(capsys: pytest.CaptureFixture) -> None:
+    """`flm compile` takes some; a price depends on them."""
+    flags = ["budget", "ledger", "--gin_file=gin_configs/models/flm_16b.gin", "--mfu=0.4", *A800]
+    assert "give --gin.TRAIN_STEPS=value" in failure(capsys, *flags)
+    assert cli.main([*flags, "--gin.TRAIN_STEPS=1000"]) == 0
+    assert "stage 1: 1,000 steps of 128 sequences of 2,048 tokens" in capsys.readouterr().out
 
 
 def test_a_models_file_alone_is_one_stage(capsys: pytest.CaptureFixture) -> None:
@@ -138,14 +139,16 @@ def test_laws_from_files(tmp_path: Path) -> None:
     file = tmp_path / "law.json"
     good = {"E": 1.7, "A": 400.0, "alpha": 0.3, "B": 500, "beta": 0.3, "residuals": [1, 2]}
     file.write_text(json.dumps(good))
-    assert laws.named(str(file)).loss(1e9, 1e10) == pytest.approx(1.7 + 400 / 1e9**0.3 + 500 / 1e10**0.3)
+    assert published_laws.named(str(file)).loss(1e9, 1e10) == pytest.approx(
+        1.7 + 400 / 1e9**0.3 + 500 / 1e10**0.3
+    )
     for wrong, expected in (({"alpha": -1}, "a positive number under the key alpha"), ({"E": None}, "key E")):
         file.write_text(json.dumps(good | wrong))
         with pytest.raises(ValueError, match=expected):
-            laws.named(str(file))
+            published_laws.named(str(file))
     file.write_text("{")
     with pytest.raises(ValueError, match="is no JSON"):
-        laws.named(str(file))
+        published_laws.named(str(file))
     file.write_text("[]")
     with pytest.raises(ValueError, match="key E"):
-        laws.named(str(file))
+        published_laws.named(str(file))
