@@ -11,9 +11,7 @@ def verdict(plan: Plan) -> str:
     if plan.grown is None or plan.grown.loss is None or plan.from_scratch.loss is None:
         return "do not grow here: one stage was asked for, or only one size is in reach"
     nats = plan.from_scratch.loss - plan.grown.loss
-    beside = (
-        f"{plan.grown.loss:.4f} predicted beside {plan.from_scratch.loss:.4f} from scratch for the same cost"
-    )
+    beside = f"{plan.grown.loss:.4f} predicted beside {plan.from_scratch.loss:.4f} from scratch for at most the same cost"
     worth = f"{abs(nats):.4f} nats {'less' if nats > 0 else 'more'}, worth {plan.gain:.1%} of the budget"
     if plan.grows:
         return f"grow: {beside}; {worth}"
@@ -50,7 +48,7 @@ def assumptions(plan: Plan) -> list[str]:
         "needed for it; ramps and warmups cost nothing else",
         f"every stage has at least {wish.min_share:.0%} of the tokens (--min_share), and each more than one is worth "
         f"at least {wish.min_gain:.1%} of the budget (--min_gain); {limit}",
-        f"sizes: shapes with the proportions of {shape.num_layers} x {shape.d_model:,} x {shape.num_heads} heads, "
+        f"sizes: shapes, 12 % apart or more, with the proportions of {shape.num_layers} x {shape.d_model:,} x {shape.num_heads} heads, "
         f"heads a multiple of {wish.heads_multiple} (--heads_multiple), vocabulary {shape.vocab_size:,}; sequences of "
         f"{wish.length:,} tokens",
         "all sizes reach the same share of the peak; small ones rarely do",
@@ -65,7 +63,7 @@ def assumptions(plan: Plan) -> list[str]:
 
 def table(plan: Plan) -> str:
     """For people."""
-    rows: list[tuple[str, ...]] = [("schedule", "sizes", "tokens", "loss", "beside advised")]
+    rows: list[tuple[str, ...]] = [("schedule", "sizes", "tokens", "spent", "loss", "beside advised")]
     rows += [_cells(plan, option) for option in (plan.best, *plan.alternatives)]
     header = ("stage", "parameters", "layers x d_model x heads x d_ff", "steps", "tokens", "share")
     total = sum(plan.best.tokens)
@@ -120,6 +118,7 @@ def _cells(plan: Plan, option: Option) -> tuple[str, ...]:
         option.name,
         " -> ".join(_short(shape.num_params) for shape in option.shapes),
         " + ".join(_short(tokens) for tokens in option.tokens) or "beyond the budget",
+        number(option.spent, ".1%"),
         number(loss, ".4f"),
         "" if loss is None or best is None or option is plan.best else f"{round(loss - best, 4) + 0.0:+.4f}",
     )

@@ -1,9 +1,11 @@
 """The schedule with the lowest predicted loss for a budget, and what else the budget would buy."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from flm_jax.budget import search
 from flm_jax.budget.costs import CostTable, PlannedStage, Speed
@@ -17,6 +19,8 @@ from flm_jax.scaling.laws import LossLaw
 _LEAST_STEPS = 10
 # The break-even carryover is found to this.
 _RESOLUTION = 0.005
+# The sequences of more sizes out of some fifty are too many to look at.
+_MOST_STAGES = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,12 +66,21 @@ class Wish:
 
 @dataclasses.dataclass(frozen=True)
 class Option:
-    """One way to spend the budget: models, their tokens, the predicted loss; None where the budget does not reach."""
+    """One way to spend the budget.
+
+    Attributes:
+        name: For people.
+        shapes: Models in turn.
+        tokens: Of each; none where the budget does not reach.
+        loss: Predicted; None where the budget does not reach.
+        spent: Share of the budget: less than 1 where the tokens are used up first.
+    """
 
     name: str
     shapes: tuple[ModelConfig, ...]
     tokens: tuple[float, ...]
     loss: float | None
+    spent: float | None
 
     def to_json(self) -> dict[str, Any]:
         """Sizes as numbers of parameters."""
@@ -76,6 +89,7 @@ class Option:
             "params": [shape.num_params for shape in self.shapes],
             "tokens": list(self.tokens),
             "loss": self.loss,
+            "spent": self.spent,
         }
 
 
@@ -89,9 +103,10 @@ class Plan:
         steps: Of each of its stages.
         from_scratch: The best of one stage.
         grown: What is advised if that grows, else the best of several stages; None where there is only one size.
-        gain: Share of what the loss of `grown` costs from scratch that growing saves; 0 without `grown`.
+        gain: Share of what the loss of `grown` costs from scratch that growing saves beside the best size from scratch
+            under the same limits (`_gain`); 0 without `grown`.
         break_even: The carryover from which on two stages gain `min_gain`; None where they do at none.
-        alternatives: Other ways to spend the same.
+        alternatives: Other ways to spend as much at most.
         ledger: Of `best`.
         smallest: Whether the advised first shape is the smallest of its family, which then is too coarse.
     """
@@ -138,10 +153,10 @@ def plan(wish: Wish) -> Plan:
     ]
     return Plan(
         wish,
-        Option("advised", picked, tokens, loss),
+        Option("advised", picked, tokens, loss, _spent(problem, choice, best.places, tokens)),
         steps,
-        _option("from scratch, best size", shapes, scratch),
-        None if grown is None else _option("grown, best sizes", shapes, grown),
+        _option("from scratch, best size", wish, shapes, choice, scratch),
+        None if grown is None else _option("grown, best sizes", wish, shapes, choice, grown),
         _gain(problem, choice, scratch, grown.loss) if grown is not None else 0.0,
         _break_even(wish, choice, scratch) if wish.max_stages > 1 else None,
         tuple(_alternatives(wish, shapes, choice, scratch, several, grown)),
@@ -164,6 +179,10 @@ def _advised(
 
 def _check(wish: Wish) -> None:
     Speed("mfu", (wish.mfu,))
+    if wish.max_stages > _MOST_STAGES:
+        raise ValueError(
+            f"--max_stages={wish.max_stages} is more than are searched: expected at most {_MOST_STAGES}"
+        )
     if wish.max_stages * wish.min_share > 1:
         raise ValueError(
             f"--max_stages={wish.max_stages} stages of at least --min_share={wish.min_share:g} of the tokens each are "
@@ -184,9 +203,10 @@ def _whole_steps(wish: Wish, schedule: search.Schedule) -> tuple[int, ...]:
 
 
 def _gain(problem: Problem, choice: Sizes, scratch: search.Schedule, loss: float) -> float:
-    """Share of what a loss costs from scratch that is saved by having it for what `scratch` costs.
+    """Share of what a loss costs from scratch that is saved by having it where `scratch` has its own.
 
-    Both costs are those of the best size on a continuous scale, so that the shapes' spacing is on both sides.
+    `scratch` is the best size under both limits, on FLOPs and on tokens. Both losses are priced on one curve, that of
+    the best size from scratch on a continuous scale within the tokens, so that the shapes' spacing is on both sides.
     """
     costs = [search.cost_from_scratch(problem, choice, each) for each in (scratch.loss, loss)]
     return 1 - costs[0] / costs[1]
@@ -219,9 +239,10 @@ def _alternatives(
 ) -> list[Option]:
     """The best of each number of stages, then what becomes of the best growing one's sizes when used otherwise."""
     problem = wish.problem
-    options = [_option("from scratch, best size", shapes, scratch)]
+    options = [_option("from scratch, best size", wish, shapes, choice, scratch)]
     options += [
-        _option(f"grown, best of {len(schedule.places)} stages", shapes, schedule) for schedule in several
+        _option(f"grown, best of {len(schedule.places)} stages", wish, shapes, choice, schedule)
+        for schedule in several
     ]
     if grown is None:
         return options
@@ -231,15 +252,17 @@ def _alternatives(
     ):
         single = Sizes.of(choice.params[[place]], choice.flops[[place]])
         found = search.from_scratch(problem, single)
-        options.append(_option(name, shapes, dataclasses.replace(found, places=(place,))))
+        options.append(_option(name, wish, shapes, choice, dataclasses.replace(found, places=(place,))))
     for name, times in (("its sizes, first growth twice as early", 0.5), ("twice as late", 2.0)):
         places = list(grown.places)
         tokens = _other_time(problem, choice.flops[places], np.array(grown.tokens), times)
-        loss = None
-        if tokens is not None:
-            loss = final_loss(wish.law, choice.params[places], tokens, wish.carryover)
         picked = tuple(shapes[place] for place in places)
-        options.append(Option(name, picked, () if tokens is None else tuple(map(float, tokens)), loss))
+        if tokens is None:
+            options.append(Option(name, picked, (), None, None))
+            continue
+        loss = final_loss(wish.law, choice.params[places], tokens, wish.carryover)
+        share = _spent(problem, choice, places, tokens)
+        options.append(Option(name, picked, tuple(map(float, tokens)), loss, share))
     return options
 
 
@@ -256,5 +279,14 @@ def _other_time(problem: Problem, flops: np.ndarray, tokens: np.ndarray, times: 
     return np.concatenate([[first], onto_budget(left, flops[1:], tokens[1:])])
 
 
-def _option(name: str, shapes: list[ModelConfig], schedule: search.Schedule) -> Option:
-    return Option(name, tuple(shapes[place] for place in schedule.places), schedule.tokens, schedule.loss)
+def _option(
+    name: str, wish: Wish, shapes: list[ModelConfig], choice: Sizes, schedule: search.Schedule
+) -> Option:
+    picked = tuple(shapes[place] for place in schedule.places)
+    share = _spent(wish.problem, choice, schedule.places, schedule.tokens)
+    return Option(name, picked, schedule.tokens, schedule.loss, share)
+
+
+def _spent(problem: Problem, choice: Sizes, places: Sequence[int], tokens: ArrayLike) -> float:
+    """Share of the budget."""
+    return float(choice.flops[list(places)] @ np.asarray(tokens, float)) / problem.flops

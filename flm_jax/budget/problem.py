@@ -19,6 +19,9 @@ from scipy import optimize
 
 from flm_jax.scaling.laws import LossLaw
 
+# Of the logarithm of the loss above the text's own.
+_TOLERANCE = 1e-13
+
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
@@ -91,10 +94,18 @@ def onto_budget(problem: Problem, flops: np.ndarray, tokens: np.ndarray) -> np.n
     return tokens * min(problem.flops / float(flops @ tokens), problem.max_tokens / float(tokens.sum()))
 
 
+class AllocationError(ValueError):
+    """No best tokens were found for some sizes."""
+
+
 def allocate(problem: Problem, params: np.ndarray, flops: np.ndarray) -> tuple[np.ndarray, float]:
     """The best tokens for each of these sizes in turn, and the loss that they end with.
 
-    Sequential quadratic programming: all constraints are linear in the tokens.
+    Sequential quadratic programming: all constraints are linear in the tokens. It begins with as many tokens for each,
+    and where that does not converge with ever more, then with ever fewer.
+
+    Raises:
+        AllocationError: it converges from none of the three.
     """
     law, stages = problem.law, len(params)
     start = onto_budget(problem, flops, np.ones(stages))
@@ -109,13 +120,21 @@ def allocate(problem: Problem, params: np.ndarray, flops: np.ndarray) -> tuple[n
         # The search may step outside of the constraints, where tokens would be negative.
         return np.log(final_loss(law, params, np.maximum(tokens, 1e-9) * unit, problem.carryover) - law.E)
 
-    found = optimize.minimize(
-        height,
-        np.ones(stages),
-        method="SLSQP",
-        constraints={"type": "ineq", "fun": lambda x: rows @ x + room, "jac": lambda x: rows},
-        options={"maxiter": 300, "ftol": 1e-13},
+    rising = onto_budget(problem, flops, 2.0 ** np.arange(stages)) / unit
+    falling = onto_budget(problem, flops, 2.0 ** -np.arange(stages)) / unit
+    for first in (np.ones(stages), rising, falling):
+        found = optimize.minimize(
+            height,
+            first,
+            method="SLSQP",
+            constraints={"type": "ineq", "fun": lambda x: rows @ x + room, "jac": lambda x: rows},
+            options={"maxiter": 300, "ftol": _TOLERANCE},
+        )
+        if found.success:
+            # The budget is kept to the last token, which the search does to its tolerance.
+            tokens = onto_budget(problem, flops, np.maximum(found.x, 1e-9) * unit)
+            return tokens, final_loss(law, params, tokens, problem.carryover)
+    sizes = ", ".join(f"{size:.4g}" for size in params)
+    raise AllocationError(
+        f"no best tokens for stages of {sizes} parameters: {found.message}; raise --min_share, or lower --max_stages"
     )
-    # Whatever made the search stop, this keeps to the budget.
-    tokens = onto_budget(problem, flops, np.maximum(found.x, 1e-9) * unit)
-    return tokens, final_loss(law, params, tokens, problem.carryover)

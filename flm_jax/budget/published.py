@@ -7,7 +7,7 @@ two smaller shapes are not: its total is looked for among all shapes of their si
 import dataclasses
 import itertools
 
-from flm_jax.budget import formula
+from flm_jax.budget import formula, rates
 
 ZETTA = 1e21
 VOCAB_SIZE = 100_352  # of FLM: 100,256 padded; either gives the same digits
@@ -78,6 +78,7 @@ class Emissions:
         printed_energy: Thousand kWh.
         printed_carbon: Tonnes of CO2 equivalent.
         intensity: Tonnes a MWh, PUE included, that lie between the two.
+        fitted: Whether the intensity was taken from the two.
     """
 
     name: str
@@ -86,12 +87,13 @@ class Emissions:
     printed_energy: str
     printed_carbon: str
     intensity: float
+    fitted: bool = True
 
 
-# GPT-3's .471 is Patterson's PUE of 1.10 and .429; FLM's .644 fits a PUE of 1.1 and .585, which is our guess. The
-# others are quotients of printed carbon and energy.
+# GPT-3's PUE and grid are Patterson's. FLM's .644 fits a PUE of 1.1 and .585, which is our guess; the others are
+# quotients of printed carbon and energy.
 EMISSIONS = (
-    Emissions("GPT-3", 3.55e6, 330, "1171", "552", 0.4714),
+    Emissions("GPT-3", 3.55e6, 330, "1171", "552", rates.PUE * rates.GRID, fitted=False),
     Emissions("Gopher", 3.77e6, 283, "1066", "380", 0.3563),
     Emissions("PaLM", 8.40e6, 378.5, "3179", "271", 0.0853),
     Emissions("GLM-130B", 1.11e6, 400, "444", "257", 0.5790),

@@ -126,6 +126,12 @@ def test_a_limit_on_tokens_is_kept() -> None:
     found = plan(wish(max_tokens=2e11))
     assert found.grows and sum(found.best.tokens) <= 2e11
     assert all(sum(option.tokens) <= 2e11 * (1 + 1e-9) for option in found.alternatives)
+    small = next(option for option in found.alternatives if option.name.startswith("its first size"))
+    assert small.spent == pytest.approx(
+        2e11 * small.shapes[0].flops_per_token(2048) / found.wish.problem.flops
+    )
+    assert small.spent < 0.9 and all(0 < (option.spent or 0) <= 1 + 1e-9 for option in found.alternatives)
+    assert f"{small.spent:.1%}" in plan_report.table(found)
 
 
 @pytest.mark.parametrize("multiple", [1, 8])
@@ -163,6 +169,7 @@ def test_units_of_a_budget() -> None:
         (["--budget=0.001"], "steps of --batch_size=2304 sequences of 2048 tokens"),
         (["--mfu=43"], "--mfu must be a share of the peak"),
         (["--max_stages=3", "--min_share=0.5"], "more than all tokens"),
+        (["--max_stages=6"], "--max_stages=6 is more than are searched: expected at most 5"),
         (["--min_gain=1"], "--min_gain is a share"),
         (["--law=none.json"], "--law must be one of"),
         (["--learning_rate=0"], "--learning_rate must be positive"),
@@ -195,6 +202,7 @@ def test_the_gin_file_says_what_was_planned(tmp_path: Path) -> None:
     ]
     assert [stage.learning_rate for stage in route.stages] == [4e-4, 3.4e-4, 2e-4]
     assert all(stage.policy == "rewarmup" and stage.batch_size == 2304 for stage in route.stages)
+    assert "flm compile --gin_file=m.gin --gin_file=gin_configs/runs/pretrain.gin" in file.read_text()
     assert all(line.startswith("#") for line in file.read_text().split("from __gin__")[0].splitlines())
     assert max(map(len, file.read_text().splitlines()[6:])) <= 120
 

@@ -1,14 +1,16 @@
 """The search against closed forms and against trying everything, on laws whose best schedule is known."""
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import optimize
 
 from flm_jax.budget import search
-from flm_jax.budget.problem import Problem, Sizes, allocate, final_loss
+from flm_jax.budget.problem import AllocationError, Problem, Sizes, allocate, final_loss
 from flm_jax.scaling.laws import LossLaw
 from flm_jax.scaling.published_laws import LAWS
 
@@ -162,6 +164,31 @@ def test_a_first_stage_cannot_be_nothing() -> None:
     assert tokens[0] < 1e-3 * tokens[1]
     held, worse = allocate(Problem(LAW, 4.8e22, 0.5, 0.05), sizes.params, sizes.flops)
     assert held[0] >= 0.0499 * held.sum() and worse > loss
+
+
+@pytest.mark.parametrize("failures", [0, 1, 2, 3])
+def test_a_search_that_does_not_converge_begins_elsewhere(
+    failures: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From two other points, to the same tokens; then it says so."""
+    sizes, asked = geometric(1e9, 4e10, 3), Problem(LAW, 4.8e22)
+    expected, loss = allocate(asked, sizes.params, sizes.flops)
+    starts: list[tuple[float, ...]] = []
+    minimize = optimize.minimize
+
+    def failing(function: Any, start: np.ndarray, **settings: Any) -> optimize.OptimizeResult:
+        starts.append(tuple(start))
+        found = minimize(function, start, **settings)
+        return optimize.OptimizeResult(found, success=len(starts) > failures, message="a test")
+
+    monkeypatch.setattr(optimize, "minimize", failing)
+    if failures == 3:
+        with pytest.raises(AllocationError, match=r"1e\+09, 6\.325e\+09, 4e\+10 parameters: a test"):
+            allocate(asked, sizes.params, sizes.flops)
+    else:
+        tokens, again = allocate(asked, sizes.params, sizes.flops)
+        assert tokens == pytest.approx(expected, rel=1e-3) and again == pytest.approx(loss, rel=1e-9)
+    assert len(set(starts)) == len(starts) == min(failures + 1, 3)
 
 
 def test_cost_from_scratch_is_the_inverse() -> None:
