@@ -190,9 +190,9 @@ class CostTable:
         assumptions = (
             *machine.assumptions(),
             *(
-                f"stage {stage.name}: {stage.steps:,} steps of {stage.batch_size:,} sequences of "
+                f"stage {index}: {stage.steps:,} steps of {stage.batch_size:,} sequences of "
                 f"{stage.length:,} tokens"
-                for stage in stages
+                for index, stage in enumerate(stages, 1)
             ),
             f"{speed.measure} {given} (--{speed.measure})",
             *common_assumptions(factor),

@@ -23,8 +23,12 @@ _TEMPLATE = """# {verdict}.
 #   flm train {model} --gin_file=YOUR_DATA.gin \\
 #       --gin_file=gin_configs/runs/pretrain.gin --gin_file=THIS.gin --gin.MODEL_DIR=...
 #
-# It has no layout: find one with `flm compile {model} --gin_file=gin_configs/runs/pretrain.gin
-# --gin_file=THIS.gin --topology=... --search`, and put it behind this file.
+# It has no layout. Find one with
+#
+#   flm compile {model} \\
+#       --gin_file=gin_configs/runs/pretrain.gin --gin_file=THIS.gin --topology=... --search
+#
+# and put it behind this file.
 #
 # Predicted loss {loss:.4f} after {tokens:.4g} tokens, {days:.3g} days, {hours:,.0f} device-hours, {dollars}.
 # Rates, warmups and ramps are to be tuned on a small width: later peaks are FLM-101B's {peaks} of the first,

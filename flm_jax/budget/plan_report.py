@@ -10,8 +10,9 @@ def verdict(plan: Plan) -> str:
     """In a sentence."""
     if plan.grown is None or plan.grown.loss is None or plan.from_scratch.loss is None:
         return "do not grow here: one stage was asked for, or only one size is in reach"
-    nats = plan.from_scratch.loss - plan.grown.loss
-    beside = f"{plan.grown.loss:.4f} predicted beside {plan.from_scratch.loss:.4f} from scratch for at most the same cost"
+    grown, scratch = plan.grown.loss, plan.from_scratch.loss
+    nats = scratch - grown
+    beside = f"{grown:.4f} predicted beside {scratch:.4f} from scratch for at most the same cost"
     worth = f"{abs(nats):.4f} nats {'less' if nats > 0 else 'more'}, worth {plan.gain:.1%} of the budget"
     if plan.grows:
         return f"grow: {beside}; {worth}"
@@ -48,9 +49,9 @@ def assumptions(plan: Plan) -> list[str]:
         "needed for it; ramps and warmups cost nothing else",
         f"every stage has at least {wish.min_share:.0%} of the tokens (--min_share), and each more than one is worth "
         f"at least {wish.min_gain:.1%} of the budget (--min_gain); {limit}",
-        f"sizes: shapes, 12 % apart or more, with the proportions of {shape.num_layers} x {shape.d_model:,} x {shape.num_heads} heads, "
-        f"heads a multiple of {wish.heads_multiple} (--heads_multiple), vocabulary {shape.vocab_size:,}; sequences of "
-        f"{wish.length:,} tokens",
+        f"sizes: shapes, 12 % apart or more, with the proportions of {shape.num_layers} x {shape.d_model:,} x "
+        f"{shape.num_heads} heads, heads a multiple of {wish.heads_multiple} (--heads_multiple), vocabulary "
+        f"{shape.vocab_size:,}; sequences of {wish.length:,} tokens",
         "all sizes reach the same share of the peak; small ones rarely do",
         *plan.ledger.assumptions,
     ]

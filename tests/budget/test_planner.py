@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import gin
+import numpy as np
 import pytest
 
 from flm_jax import cli, grow
@@ -111,6 +112,29 @@ def test_do_not_grow_here() -> None:
     assert "one stage was asked for" in plan_report.verdict(never)
 
 
+@pytest.mark.parametrize("carryover", [1.0, 0.8])
+def test_sizes_and_switch_are_those_of_brute_force(carryover: float) -> None:
+    """Every pair of the ladder's shapes with every split of the tokens in steps of a thousandth, by the law alone."""
+    asked = wish(max_stages=2, heads_multiple=8, carryover=carryover)
+    shapes = ladder.ladder(asked.shape, LAW, asked.problem.flops, 2048, float("inf"), 8)
+    share, best = np.linspace(0.05, 0.95, 901), (np.inf, 0.0, 0.0, ())
+    for small, large in itertools.combinations(shapes, 2):
+        cost = share * small.flops_per_token(2048) + (1 - share) * large.flops_per_token(2048)
+        tokens = asked.problem.flops / cost
+        switch = LAW.E + LAW.A / small.num_params**LAW.alpha + LAW.B / (share * tokens) ** LAW.beta
+        above = switch - LAW.E - LAW.A / large.num_params**LAW.alpha
+        data = carryover * (LAW.B / above) ** (1 / LAW.beta) + (1 - share) * tokens
+        losses = LAW.E + LAW.A / large.num_params**LAW.alpha + LAW.B / data**LAW.beta
+        at = int(np.argmin(losses))
+        found = (float(losses[at]), float(switch[at]), float(share[at]), (small, large))
+        best = min(best, found, key=lambda each: each[0])
+    planned = plan(asked).grown
+    assert planned is not None and planned.shapes == best[3]
+    assert planned.loss == pytest.approx(best[0], abs=1e-5)
+    assert LAW.loss(planned.shapes[0].num_params, planned.tokens[0]) == pytest.approx(best[1], rel=1e-3)
+    assert planned.tokens[0] / sum(planned.tokens) == pytest.approx(best[2], abs=0.01)
+
+
 def test_alternatives_cost_the_same() -> None:
     found = plan(wish())
     budget = found.wish.problem.flops
@@ -150,8 +174,6 @@ def test_growing_too_late_for_the_budget() -> None:
 
 
 def _two(small: float, large: float, first: float) -> tuple[Any, Any]:
-    import numpy as np
-
     flops, budget = np.array([6 * small, 6 * large]), wish().problem.flops
     return flops, np.array([first, 1 - first]) * budget / flops
 
@@ -202,7 +224,7 @@ def test_the_gin_file_says_what_was_planned(tmp_path: Path) -> None:
     ]
     assert [stage.learning_rate for stage in route.stages] == [4e-4, 3.4e-4, 2e-4]
     assert all(stage.policy == "rewarmup" and stage.batch_size == 2304 for stage in route.stages)
-    assert "flm compile --gin_file=m.gin --gin_file=gin_configs/runs/pretrain.gin" in file.read_text()
+    assert "flm compile --gin_file=m.gin \\\n" in file.read_text()
     assert all(line.startswith("#") for line in file.read_text().split("from __gin__")[0].splitlines())
     assert max(map(len, file.read_text().splitlines()[6:])) <= 120
 
