@@ -1,4 +1,4 @@
-"""The ledger: days, money and energy from one count of FLOPs, and the run of the paper."""
+"""The cost table of a plan: days, money and energy from one count of FLOPs, and the run of the paper."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,6 @@ from flm_jax.budget.costs import CostTable, PlannedStage, Speed
 from flm_jax.budget.machine import Machine
 from flm_jax.budget.rates import Rates
 from flm_jax.presets import flm_16b, flm_51b, flm_101b
-from flm_jax.scaling import published_laws
 from tests.test_cli import failure
 
 PAPER = [
@@ -133,22 +132,3 @@ def test_mistakes(capsys: pytest.CaptureFixture, flags: list[str], expected: str
 
 def test_no_files(capsys: pytest.CaptureFixture) -> None:
     assert "nothing says what to count" in failure(capsys, "budget", "ledger", *A800, "--mfu=.4")
-
-
-def test_laws_from_files(tmp_path: Path) -> None:
-    file = tmp_path / "law.json"
-    good = {"E": 1.7, "A": 400.0, "alpha": 0.3, "B": 500, "beta": 0.3, "residuals": [1, 2]}
-    file.write_text(json.dumps(good))
-    assert published_laws.named(str(file)).loss(1e9, 1e10) == pytest.approx(
-        1.7 + 400 / 1e9**0.3 + 500 / 1e10**0.3
-    )
-    for wrong, expected in (({"alpha": -1}, "a positive number under the key alpha"), ({"E": None}, "key E")):
-        file.write_text(json.dumps(good | wrong))
-        with pytest.raises(ValueError, match=expected):
-            published_laws.named(str(file))
-    file.write_text("{")
-    with pytest.raises(ValueError, match="is no JSON"):
-        published_laws.named(str(file))
-    file.write_text("[]")
-    with pytest.raises(ValueError, match="key E"):
-        published_laws.named(str(file))
