@@ -56,7 +56,7 @@ def _sweep(options: argparse.Namespace) -> int:
     from pathlib import Path
 
     from flm_jax import gin_setup
-    from flm_jax.json_file import write_json
+    from flm_jax.json_file import write_json, write_text
     from flm_jax.scaling import sweep_figure, sweep_report, trials
     from flm_jax.scaling.sweep import Sweep
 
@@ -77,7 +77,7 @@ def _sweep(options: argparse.Namespace) -> int:
     results = sweep.run(wanted, options.at_once, say)
     print(sweep_report.table(results))
     if options.csv:
-        Path(options.csv).write_text(sweep_report.to_csv(results), encoding="utf-8")
+        write_text(options.csv, sweep_report.to_csv(results))
     if options.json:
         write_json(options.json, sweep_report.to_json(results))
     if options.figure:
