@@ -162,8 +162,15 @@ def test_commands_parse(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
             if options.verb == "compile":  # which needs less than a run
                 options.gin_bindings = bindings
                 request.trainer_of(options)
-            elif options.verb == "budget" and options.action == "ledger":  # likewise
-                described_run.trainer_of(options.gin_file, bindings, steps_required=True)
+            elif options.verb == "mup" or (
+                options.verb == "budget" and options.action == "ledger"
+            ):  # likewise
+                described_run.trainer_of(options.gin_file, bindings, steps_required=options.verb == "budget")
+            elif (
+                options.verb == "scaling"
+            ):  # which has a directory for each trial, and values for what it varies
+                varied = [re.sub(r",.*|\.\..*", "", text) for text in options.vary]
+                gin_setup.parse(options.gin_file, [*bindings, *varied, "MODEL_DIR=x"])
             else:
                 gin_setup.parse(options.gin_file, bindings)
         finally:
