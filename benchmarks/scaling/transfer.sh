@@ -14,7 +14,7 @@ flm data prepare --gin_file=gin_configs/data/corpus.gin --gin.TASK_FEATURE_LENGT
   --gin.FILES="{\"train\": \"$train\", \"validation\": \"$validation\"}"
 
 sweep() { flm scaling sweep --gin_file="$here/proxy.gin" "${data[@]}" --seeds=3 --at_once=15 "$@"; }
-sweep --out="$out/mup" --widths=64,128,256 --vary=LEARNING_RATE=8e-3,16e-3,32e-3,64e-3 \
+sweep --out="$out/mup" --widths=64,128,256 --vary=LEARNING_RATE=2e-3,4e-3,8e-3,16e-3 \
   --json="$out/mup.json" --figure="$out/mup.png"
 
 # Small widths at the rate that is best at 64; the law; and then the width that it is to predict.
@@ -24,5 +24,5 @@ flm scaling fit "$out/small.csv" --predict=2.5
 sweep --out="$out/law" --widths=48,64,80,96,112,256 --vary=LEARNING_RATE="$rate" --csv="$out/points.csv"
 flm scaling fit "$out/points.csv" --fit_first=15 --json="$out/fit.json" --figure="$out/fit.png"
 
-sweep --out="$out/standard" --widths=64,128,256 --vary=LEARNING_RATE=2e-3,4e-3,8e-3,16e-3,32e-3 \
+sweep --out="$out/standard" --widths=64,128,256 --vary=LEARNING_RATE=1e-3,2e-3,4e-3,8e-3,16e-3 \
   --gin.ModelConfig.parametrization=standard --json="$out/standard.json" --figure="$out/standard.png"
