@@ -12,6 +12,9 @@ from flm_jax.scaling.optimum import best_point, mean_losses, numbers, on_line
 from flm_jax.scaling.trials import Result
 
 
+_TICKS = 8  # values that an axis has room to name
+
+
 def draw(results: Sequence[Result], path: str) -> None:
     """Writes a PNG: of each variation a curve for each width, the others at their best; of each pair a map."""
     plt = figure_file.pyplot()
@@ -45,6 +48,7 @@ def _curve(ax: Any, name: str, width: int | None, results: Sequence[Result]) -> 
     places = _places(ax.set_xscale, ax.set_xticks, values)
     found = [losses[value] for value in values]
     label = "mean over seeds" if width is None else f"d_model {width}"
+    ax.minorticks_off()
     ax.plot(places, [np.mean(each) for each in found], marker="o", label=label)
     ax.fill_between(places, [min(each) for each in found], [max(each) for each in found], alpha=0.2)
 
@@ -78,9 +82,11 @@ def _ordered(values: list[str]) -> list[str]:
 
 def _places(set_scale: Any, set_ticks: Any, values: list[str]) -> list[float]:
     """Where values go on an axis: logarithmic for positive numbers, one after the other for anything else."""
+    names = list(dict.fromkeys(values))
     if numbers(values) is not None:
         set_scale("log")
+        if len(names) <= _TICKS:
+            set_ticks([float(name) for name in names], names)
         return [float(value) for value in values]
-    names = list(dict.fromkeys(values))
     set_ticks(range(len(names)), names)
     return [float(names.index(value)) for value in values]
