@@ -11,7 +11,6 @@ from flm_jax import figure_file
 from flm_jax.scaling.optimum import best_point, mean_losses, numbers, on_line
 from flm_jax.scaling.trials import Result
 
-
 _TICKS = 8  # values that an axis has room to name
 
 
