@@ -15,7 +15,7 @@ from flm_jax import __version__, gin_setup
 from flm_jax.verbs import budget, compile_, mup, scaling, tokenizer
 from flm_jax.verbs.parsing import add_gin, parse_gin, positive, verb
 
-EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_STOPPED = 1, 2, 130, 143
+EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_UNREAD, EXIT_STOPPED = 1, 2, 130, 141, 143
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,7 +24,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, rest = parser.parse_known_args(arguments)
     try:
         options.gin_bindings = _gin_bindings(rest, getattr(options, "takes_gin", False), parser)
-        return options.run(options)
+        code = options.run(options)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # whoever reads what is printed, such as `head`, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_UNREAD
     except (ValueError, OSError, ModuleNotFoundError) as error:
         if os.environ.get("FLM_TRACEBACK"):
             raise

@@ -10,6 +10,7 @@ import pytest
 
 from flm_jax import cli
 from tests.prepared_data import make_tokenizer, write_texts
+from tests.training import runs
 
 TINY = "--gin_file=gin_configs/models/flm_tiny.gin"
 PRETRAIN = "--gin_file=gin_configs/runs/pretrain.gin"
@@ -144,3 +145,17 @@ def test_both_entry_points() -> None:
     )
     for verb in ("train", "data", "tokenizer", "generate", "demo"):
         assert verb in done.stdout
+
+
+def test_a_reader_that_has_had_enough_is_no_mistake() -> None:
+    """As `flm budget paper | head -1`."""
+    flm = subprocess.Popen(
+        [sys.executable, "-m", "flm_jax", "budget", "paper"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=runs.environment(),
+    )
+    assert flm.stdout is not None and flm.stderr is not None
+    flm.stdout.close()
+    assert flm.wait(timeout=120) == cli.EXIT_UNREAD
+    assert flm.stderr.read() == b""
