@@ -139,6 +139,7 @@ def plan(wish: Wish) -> Plan:
     shapes = ladder(wish.shape, wish.law, problem.flops, wish.length, wish.max_tokens, wish.heads_multiple)
     choice = sizes(shapes, wish.length)
     scratch = search.from_scratch(problem, choice)
+    _check_tokens(wish, choice.params[scratch.places[0]], scratch.tokens[0])
     found = [search.grown(problem, choice, stages) for stages in range(2, wish.max_stages + 1)]
     several = [schedule for schedule in found if schedule is not None]
     best = _advised(wish, choice, scratch, several)
@@ -190,6 +191,16 @@ def _check(wish: Wish) -> None:
         )
     if not 0 <= wish.min_gain < 1:
         raise ValueError(f"--min_gain is a share of the budget between 0 and 1, found {wish.min_gain}")
+
+
+def _check_tokens(wish: Wish, params: float, tokens: float) -> None:
+    """Of the best size from scratch. Far fewer tokens than the budget could read leave nothing that binds the size."""
+    if tokens < params and wish.max_tokens < float("inf"):
+        raise ValueError(
+            f"--tokens={wish.max_tokens:g} is so few beside the budget that the best size from scratch, "
+            f"{params:.3g} parameters, has less than a token for each, where no law was fitted: lower --budget, or "
+            "raise --tokens"
+        )
 
 
 def _whole_steps(wish: Wish, schedule: search.Schedule) -> tuple[int, ...]:

@@ -35,6 +35,11 @@ def named(name: str) -> LossLaw:
     except json.JSONDecodeError as error:
         raise ValueError(f"--law={name} is no JSON: {error}") from error
     found = found if isinstance(found, dict) else {}
+    if {"a", "b", "c"} <= set(found):
+        raise ValueError(
+            f"--law={name} is a fit of L(C), over sizes alone, and a plan needs L(N, D): give flm scaling fit a CSV "
+            "with the column tokens_millions"
+        )
     values: dict[str, float] = {}
     for key in _KEYS:
         value: Any = found.get(key)

@@ -120,7 +120,7 @@ def grid(widths: Sequence[int | None], variations: Sequence[Variation], seeds: S
     """
     for each in variations:
         if each.bounds:
-            raise ValueError(f"--vary {each.name}=LOW..HIGH is for a random search: give --random=TRIALS")
+            raise ValueError(f"--vary {each.name}=LOW..HIGH is for a random search: give --random=POINTS")
     points = itertools.product(*([(each.name, value) for value in each.values] for each in variations))
     return _trials(widths, list(points), seeds)
 

@@ -158,6 +158,13 @@ def test_a_limit_on_tokens_is_kept() -> None:
     assert f"{small.spent:.1%}" in plan_report.table(found)
 
 
+def test_so_few_tokens_that_nothing_binds_the_size_are_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"--tokens=1e\+09 is so few beside the budget .* lower --budget, or raise"
+    ):
+        planner.plan(wish(max_tokens=1e9))
+
+
 @pytest.mark.parametrize("multiple", [1, 8])
 @pytest.mark.parametrize("carryover", [1.0, 0.7])
 def test_nats_and_budget_share_have_one_sign(multiple: int, carryover: float) -> None:

@@ -25,3 +25,10 @@ def test_laws_from_files(tmp_path: Path) -> None:
     file.write_text("[]")
     with pytest.raises(ValueError, match="key E"):
         published_laws.named(str(file))
+
+
+def test_a_fit_over_sizes_is_no_law_to_plan_with(tmp_path: Path) -> None:
+    path = tmp_path / "fit.json"
+    path.write_text('{"a": 2.5, "b": -0.4, "c": 2.9}')
+    with pytest.raises(ValueError, match=r"is a fit of L\(C\), over sizes alone, .* tokens_millions"):
+        published_laws.named(str(path))

@@ -35,7 +35,7 @@ def test_what_is_no_variation(text: str) -> None:
 
 
 def test_a_grid_has_no_bounds() -> None:
-    with pytest.raises(ValueError, match="give --random=TRIALS"):
+    with pytest.raises(ValueError, match="give --random=POINTS"):
         grid([None], [Variation.parse("A=1..2")], [0])
 
 
