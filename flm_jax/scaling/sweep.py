@@ -20,6 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from flm_jax import gin_setup
+from flm_jax.json_file import write_json
 from flm_jax.scaling.together import Prepared, Together, TooLargeError, Trained, groups
 from flm_jax.scaling.trials import Result, Trial
 from flm_jax.scaling.widths import at_width
@@ -84,6 +85,7 @@ class Sweep:
                 if len(group) == 1:
                     raise
                 say(f"{error}; half of them at a time")
+                shutil.rmtree(self._directory(group))
                 waiting = [group[: len(group) // 2], group[len(group) // 2 :], *waiting]
                 continue
             done |= {result.trial: result for result in found}
@@ -95,10 +97,8 @@ class Sweep:
         return [done[trial] for trial in trials]
 
     def _train(self, group: list[Trial]) -> list[Result]:
-        names = json.dumps([trial.to_json() for trial in group])
-        directory = self._out / "under_way" / hashlib.sha256(names.encode()).hexdigest()[:16]
-        directory.mkdir(parents=True, exist_ok=True)
-        (directory / _GROUP).write_text(names, encoding="utf-8")
+        directory = self._directory(group)
+        write_json(directory / _GROUP, [trial.to_json() for trial in group])
         together = Together([Prepared.of(self._trainer(trial)) for trial in group], directory / "state")
         with tqdm(total=together.num_steps, unit="step", disable=not sys.stderr.isatty()) as bar:
 
@@ -112,6 +112,11 @@ class Sweep:
             file.write("".join(json.dumps(result.to_json()) + "\n" for result in found))
         shutil.rmtree(directory)
         return found
+
+    def _directory(self, group: Sequence[Trial]) -> Path:
+        """Of a group that is under way."""
+        names = "\n".join(trial.name for trial in group)
+        return self._out / "under_way" / hashlib.sha256(names.encode()).hexdigest()[:16]
 
     def _under_way(self, left: Sequence[Trial]) -> list[list[Trial]]:
         """Groups that were killed, to go on with as they are; what nobody wants any longer is removed."""

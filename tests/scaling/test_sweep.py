@@ -175,6 +175,9 @@ def test_a_group_that_does_not_fit_is_halved(
         trials("1e-2", "3e-3", "1e-3", seeds=1), 3, lines.append
     )
     assert sizes == [3, 1, 2, 1, 1] and len(found) == 3
+    assert not any(
+        (tmp_path / "sweep" / "under_way").iterdir()
+    )  # or its trials would be taken up again with those
     assert [line.startswith("1 of 3 trials") for line in lines] == [False, True, False, False, False]
 
 
