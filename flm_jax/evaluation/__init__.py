@@ -1,0 +1,1 @@
+"""Measuring a trained model: the IQ suite, benchmarks through lm-eval, reports."""
