@@ -19,5 +19,5 @@ class TextModel(Protocol):
         ...
 
     def complete(self, prompts: Sequence[str], max_new_tokens: int, stop: Sequence[str]) -> list[str]:
-        """What likeliest follows each prompt, token by token, up to the first of the strings `stop`, which is left out."""
+        """What likeliest follows each prompt, a token at a time, up to the first of the strings `stop`, left out."""
         ...
