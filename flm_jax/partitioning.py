@@ -62,6 +62,12 @@ class MeshShape:
     sequence: int = 1
     stage: int = 1
 
+    @property
+    def num_devices(self) -> int | None:
+        """How many it needs; None: all that there are."""
+        sizes = [getattr(self, axis) for axis in MESH_AXES]
+        return None if -1 in sizes else math.prod(sizes)
+
     def build(self, devices: list[jax.Device] | None = None) -> Mesh:
         """Makes the mesh over `devices`, all of them unless given, with neighbours on the mesh near each other.
 

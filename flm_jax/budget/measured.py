@@ -27,7 +27,7 @@ def cost_table(model_dir: str | Path, rates: Rates, factor: float = formula.NO_R
     """
     ledger = read_ledger(model_dir)
     try:
-        metadata = load_metadata(Path(model_dir))
+        metadata, _ = load_metadata(Path(model_dir))
     except FileNotFoundError:
         return of_ledger(ledger, rates, factor, {}, 0)
     configs = [record.source for record in Lineage.from_json(metadata.growth_record).records]

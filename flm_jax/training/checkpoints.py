@@ -16,9 +16,10 @@ from typing import Any
 import flax.serialization
 import jax
 import orbax.checkpoint as ocp
+from jax.sharding import Mesh
 from orbax.checkpoint.checkpoint_managers import LatestN
 
-from flm_jax import parameters
+from flm_jax import parameters, partitioning
 from flm_jax.config import ModelConfig
 from flm_jax.training import streaming
 from flm_jax.training.metadata import RUN_METADATA, CheckpointMismatchError, Metadata, mismatches
@@ -125,12 +126,19 @@ class Checkpoints:
         restored = self._manager.restore(step, args=ocp.args.Composite(state=restore))
         return from_tree(restored["state"], like)
 
-    def restore_params(self, step: int, config: ModelConfig) -> dict[str, Any]:
-        """The parameters of `step` alone, on the first device."""
+    def restore_params(self, step: int, config: ModelConfig, mesh: Mesh | None = None) -> dict[str, Any]:
+        """The parameters of `step` alone, over `mesh`; on the first device unless given."""
         whole = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        table = parameters.table(config)
+        places = (
+            jax.tree.map(lambda row: whole, table, is_leaf=parameters.is_parameter)
+            if mesh is None
+            else partitioning.param_shardings(config, mesh)
+        )
         shapes = jax.tree.map(
-            lambda row: jax.ShapeDtypeStruct(row.shape(config), config.param_dtype, sharding=whole),
-            parameters.table(config),
+            lambda row, place: jax.ShapeDtypeStruct(row.shape(config), config.param_dtype, sharding=place),
+            table,
+            places,
             is_leaf=parameters.is_parameter,
         )
         item = {"target": shapes}
@@ -194,32 +202,36 @@ class _NewestAndPinned(LatestN):
         ]
 
 
-def load_params(model_dir: Path, step: int | None = None) -> tuple[Metadata, dict[str, Any], int]:
-    """Reads a checkpoint's parameters alone, onto the first device: for generation and evaluation.
+def load_params(
+    model_dir: Path, step: int | None = None, mesh: Mesh | None = None
+) -> tuple[Metadata, dict[str, Any], int]:
+    """Reads a checkpoint's parameters alone: for generation and evaluation.
 
     Args:
         model_dir: A run's directory.
         step: Which checkpoint; None is the newest.
+        mesh: Over which they are split; onto the first device unless given.
 
     Returns:
         What is stored beside them (the config among it), the parameters, and the step.
 
     Raises:
         FileNotFoundError: there is no such checkpoint.
+        ValueError: the mesh does not divide the model.
     """
     with _opened(model_dir, step) as (checkpoints, chosen):
         metadata = checkpoints.metadata(chosen)
-        return metadata, checkpoints.restore_params(chosen, metadata.config), chosen
+        return metadata, checkpoints.restore_params(chosen, metadata.config, mesh), chosen
 
 
-def load_metadata(model_dir: Path) -> Metadata:
-    """Reads what lies beside the newest checkpoint's parameters, without these.
+def load_metadata(model_dir: Path, step: int | None = None) -> tuple[Metadata, int]:
+    """Reads what lies beside a checkpoint's parameters, without these, and its step; the newest's unless given.
 
     Raises:
-        FileNotFoundError: there is no checkpoint.
+        FileNotFoundError: there is no such checkpoint.
     """
-    with _opened(model_dir, None) as (checkpoints, chosen):
-        return checkpoints.metadata(chosen)
+    with _opened(model_dir, step) as (checkpoints, chosen):
+        return checkpoints.metadata(chosen), chosen
 
 
 @contextlib.contextmanager

@@ -23,9 +23,9 @@ from flm_jax.training import boundary, data_history, hardware, processes
 from flm_jax.training.bookkeeper import Bookkeeper
 from flm_jax.training.checkpoints import Checkpoints
 from flm_jax.training.feed import Feed
-from flm_jax.training.held_out import HeldOutEvaluator
 from flm_jax.training.leg import Leg
 from flm_jax.training.loss_slope import LossSlope
+from flm_jax.training.measuring import Measuring
 from flm_jax.training.metadata import CheckpointMismatchError, Metadata, changed_lines
 from flm_jax.training.progress import progress_line
 from flm_jax.training.run_log import RunLog
@@ -100,15 +100,7 @@ class Run:
 
     def _train_leg(self) -> None:
         """Trains the present stage to its end, or to a stop, and saves."""
-        trainer, leg, log = self.trainer, self.leg, self.log
-        self.held_out = HeldOutEvaluator(
-            leg.model,
-            leg.mesh,
-            list(self.reader.tasks.values()),
-            leg.stage.batch_size,
-            trainer.eval_sequences,
-            leg.stage.num_microbatches,
-        )
+        leg, log = self.leg, self.log
         self.speed = Speedometer(leg.config, self.route.length, self.peak, self.books.training_seconds)
         log.line(leg.introduction())
         if self._is_over():
@@ -119,10 +111,8 @@ class Run:
                 )
         elif not self.stop.received:
             self._compile()
-        if trainer.eval_period and self.held_out.missing:
-            log.line(f"not evaluated, for want of a validation split: {', '.join(self.held_out.missing)}")
-        if self._evaluation_due() and not processes.of_first(log.evaluated_at(self.last_step)):
-            self._evaluate()
+        self.measure = Measuring(self.trainer, leg, self.reader, log, self.books, self.stop)
+        self.measure(self.state.params, self.last_step, self._is_over())
         feed = Feed(self.reader, leg, self.last_step, with_tasks=bool(self._counted_tasks))
         with contextlib.closing(feed), self.books.spending("training"):
             while not self._is_over() and not self.stop.asked_for():
@@ -171,8 +161,7 @@ class Run:
             self.checkpoints.pin(done)
         if done % trainer.checkpoint_period == 0 or over:
             self._save()
-        if self._evaluation_due():
-            self._evaluate()
+        self.measure(self.state.params, done, over)
 
     def _grow(self) -> None:
         """Grows into the next stage and proves that the function is kept; the stage's end is saved already."""
@@ -352,29 +341,3 @@ class Run:
         self.log.scalars(step, {name: value for name, value in values.items() if math.isfinite(value)})
         self.log.line(progress_line(step, self.leg, values))
         self.books.write()
-
-    def _evaluation_due(self) -> bool:
-        period = self.trainer.eval_period
-        return bool(period) and (self.last_step % period == 0 or self._is_over())
-
-    def _evaluate(self) -> None:
-        """Loss, bits per byte and accuracy on each task's held-out text."""
-        step = self.last_step
-        with self.books.spending("evaluating"):
-            tasks = self.held_out(
-                self.state.params, cancelled=self.stop.asked_for, growth=self.leg.lineage.mask_at(step)
-            )
-            if tasks is None:
-                return
-            # One record for all tasks: a run that is killed here has evaluated all of them or none.
-            values = {
-                f"eval/{name}/{measure}": getattr(found, measure)
-                for name, found in tasks.items()
-                for measure in ("loss", "bits_per_byte", "accuracy")
-            }
-            self.log.scalars(step, values)
-            for name, found in tasks.items():
-                self.log.line(
-                    f"eval {step:>6}  {name}: loss {found.loss:.4f} nats/token, {found.bits_per_byte:.4f} bits/byte "
-                    f"({found.tokens:,} tokens)"
-                )

@@ -14,6 +14,8 @@ from flm_jax.json_file import write_text
 from flm_jax.training import processes
 
 METRICS_FILE = "metrics.jsonl"
+# With which the names of what was measured between steps begin.
+EVAL, SUITE = "eval/", "suite/"
 
 
 class RunLog:
@@ -39,9 +41,9 @@ class RunLog:
             for record in earlier
             if record["step"] <= step and ("growth/gap" not in record or record["step"] in growths)
         ]
-        self._evaluated = {
-            record["step"] for record in kept if any(name.startswith("eval/") for name in record)
-        }
+        self._measured: set[tuple[int, str]] = set()
+        for record in kept:
+            self._remember(int(record["step"]), record)
         if not self._writes:
             return
         write_text(self._path, "".join(json.dumps(record) + "\n" for record in kept))
@@ -65,9 +67,12 @@ class RunLog:
         self._tensorboard.close()
         self._file.close()
 
-    def evaluated_at(self, step: int) -> bool:
-        """Whether an evaluation of `step` is recorded."""
-        return step in self._evaluated
+    def measured_at(self, step: int, kind: str) -> bool:
+        """Whether a measurement of `step` is recorded: `EVAL` or `SUITE`."""
+        return (step, kind) in self._measured
+
+    def _remember(self, step: int, values: Mapping[str, float]) -> None:
+        self._measured |= {(step, kind) for kind in (EVAL, SUITE) for name in values if name.startswith(kind)}
 
     def line(self, text: str) -> None:
         """Prints one line, above the progress bar where there is one."""
@@ -77,8 +82,7 @@ class RunLog:
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Records named scalars of a step; names have the form `train/loss`."""
-        if any(name.startswith("eval/") for name in values):
-            self._evaluated.add(step)
+        self._remember(step, values)
         if not self._writes:
             return
         self._file.write(json.dumps({"step": step, **values}) + "\n")

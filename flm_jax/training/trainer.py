@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ _LEAST = {
     "seed": 0,
     "log_period": 1,
     "eval_period": 0,
+    "suite_period": 0,
     "checkpoint_period": 1,
     "checkpoints_to_keep": 1,
     "max_skipped_in_a_row": 1,
@@ -57,6 +58,10 @@ class Trainer:
         eval_period: Steps between two evaluations on held-out text; also before the first step and after the last of
             every stage. 0 for none.
         eval_sequences: Sequences of each task's validation split that are used; None for all.
+        suite: What is asked of the model besides, `evaluation.suites.SuiteRun` or a function of the same form; None
+            for nothing.
+        suite_period: Steps between two times; also before the first step and after the last of every stage. 0 for
+            never.
         checkpoint_period: Steps between two checkpoints; the last of every stage is always saved, and kept.
         checkpoints_to_keep: The newest ones, besides the stages' ends.
         max_skipped_in_a_row: Steps whose gradients are not finite, one after the other, before the run aborts.
@@ -75,6 +80,8 @@ class Trainer:
     log_period: int = 10
     eval_period: int = 500
     eval_sequences: int | None = None
+    suite: Callable[..., Iterable[Any]] | None = None
+    suite_period: int = 0
     checkpoint_period: int = 500
     checkpoints_to_keep: int = 2
     max_skipped_in_a_row: int = 10
@@ -122,7 +129,7 @@ class Trainer:
         fields = {
             field.name: getattr(self, field.name)
             for field in dataclasses.fields(self)
-            if field.name not in ("stages", "optimizer", "schedule")  # whose bindings gin has
+            if field.name not in ("stages", "optimizer", "schedule", "suite")  # whose bindings gin has
         }
         stages = [vars(stage) | {"model": stage.model.config} for stage in self.stages]
         lines = [f"Trainer.{name} = {value!r}" for name, value in fields.items()]
@@ -154,6 +161,11 @@ class Trainer:
         if self.eval_sequences is not None and self.eval_sequences < 1:
             raise ValueError(
                 f"Trainer.eval_sequences must be None or at least 1, found {self.eval_sequences}"
+            )
+        if self.suite_period and self.suite is None:
+            raise ValueError(
+                f"Trainer.suite_period = {self.suite_period} has no suite to run: bind Trainer.suite (add "
+                "--gin_file=gin_configs/runs/iq.gin), or Trainer.suite_period to 0"
             )
         route = Route.of(self.stages, sequence_length(self.task_feature_lengths))
         for index in range(len(route.stages)):

@@ -2,8 +2,12 @@
 
 import argparse
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from flm_jax import gin_setup
+
+if TYPE_CHECKING:
+    from flm_jax.partitioning import MeshShape
 
 
 def positive(text: str) -> int:
@@ -17,6 +21,37 @@ def positive(text: str) -> int:
 def whole_numbers(text: str) -> list[int]:
     """Positive whole numbers with commas between them; an argparse type."""
     return [positive(part) for part in text.split(",")]
+
+
+def names(text: str) -> list[str]:
+    """Names with commas between them; an argparse type."""
+    return [name for name in text.split(",") if name]
+
+
+def add_mesh(parser: argparse.ArgumentParser) -> None:
+    """Adds `--mesh`, for models that one device has no memory for; `mesh_shape` reads it."""
+    parser.add_argument(
+        "--mesh", help="devices to split the model over, such as fsdp=8 or fsdp=4,tensor=2; one unless given"
+    )
+
+
+def mesh_shape(options: argparse.Namespace) -> "MeshShape":
+    """What `--mesh` says.
+
+    Raises:
+        ValueError: it names no mesh axis, or no number.
+    """
+    from flm_jax.partitioning import MeshShape
+
+    sizes = dict.fromkeys(("data", "fsdp", "tensor"), 1)
+    for part in names(options.mesh or ""):
+        axis, _, size = part.partition("=")
+        if axis not in sizes or not size.isdecimal() or int(size) < 1:
+            raise ValueError(
+                f"expected --mesh=AXIS=DEVICES,... with the axes {', '.join(sizes)}; found {part!r}"
+            )
+        sizes[axis] = int(size)
+    return MeshShape(**sizes)
 
 
 def verb(verbs: argparse._SubParsersAction, name: str, run: Callable, text: str) -> argparse.ArgumentParser:

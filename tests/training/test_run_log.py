@@ -5,7 +5,7 @@ import pytest
 
 from flm_jax.config import ModelConfig
 from flm_jax.training.hardware import Peak
-from flm_jax.training.run_log import METRICS_FILE, RunLog, read_metrics
+from flm_jax.training.run_log import EVAL, METRICS_FILE, RunLog, read_metrics
 from flm_jax.training.speed import Speedometer
 from tests.models import small_config
 
@@ -25,12 +25,12 @@ def test_a_resumed_log_has_each_step_once(tmp_path: Path) -> None:
 
 def test_knows_whether_a_step_was_evaluated(tmp_path: Path) -> None:
     with RunLog(tmp_path, 0, 10) as log:
-        assert not log.evaluated_at(0)
+        assert not log.measured_at(0, EVAL)
         log.scalars(0, {"eval/en/loss": 1.0})
         log.scalars(5, {"train/loss": 1.0})
     for step, expected in ((0, True), (5, False)):
         with RunLog(tmp_path, step, 10) as log:
-            assert log.evaluated_at(step) is expected
+            assert log.measured_at(step, EVAL) is expected
 
 
 def test_a_growth_that_was_undone_is_taken_out(tmp_path: Path) -> None:
