@@ -37,7 +37,8 @@ class Vocabulary:
 
     The file's content says what it is: a sentencepiece model with these ids and byte pieces (`train_tokenizer` makes
     one), an encoding of tiktoken (`wrap_tiktoken`) or a `tokenizer.json` of Hugging Face. Ids of the latter two are
-    theirs + 3, special tokens in a text are text.
+    theirs + 3, but for a `tokenizer.json` that was made with our ids (`tokenizers.export`, `tokenizers.reordering`).
+    Special tokens in a text are text.
 
     Attributes:
         path: the file.
@@ -118,9 +119,7 @@ class Vocabulary:
 def _open(content: bytes, where: Path) -> SentencePieceModel | ByteTokens:
     if not content.startswith(b"{"):  # with which no sentencepiece model can begin
         model = SentencePieceModel(content, where)
-        # Models that were trained elsewhere write spaces as U+2581, and cannot tell the two apart.
-        excused = [reason for reason, probe in PROBES.items() if f"a{SPACE_MARK}b" in probe]
-        check_exact(model, str(where), without=excused)
+        _check(model, where)
         return model
     try:
         record = json.loads(content)
@@ -138,8 +137,13 @@ def _open(content: bytes, where: Path) -> SentencePieceModel | ByteTokens:
             f"expected a tokenizer.json of Hugging Face or a file of `flm tokenizer wrap`, found JSON with "
             f"{sorted(record)[:10]} in {where}: change the gin binding `VOCABULARY`"
         )
-    check_exact(tokenizer, str(where))
+    _check(tokenizer, where)
     return tokenizer
+
+
+def _check(tokenizer: SentencePieceModel | ByteTokens, where: Path) -> None:
+    excused = [reason for reason, probe in PROBES.items() if f"a{SPACE_MARK}b" in probe]
+    check_exact(tokenizer, str(where), without=excused if tokenizer.marks_spaces else ())
 
 
 def wrap_tiktoken(name: str, out: str | Path) -> Vocabulary:

@@ -16,18 +16,30 @@ _LONG_SPACE = re.compile(rf"(?<!\s)\s{{{LONGEST_SPACE + 1},}}")
 
 
 class ByteTokens(abc.ABC):
-    """Ids are the library's + 3; decoding joins the tokens' bytes.
+    """Ids are the library's + 3, or the library's if it has the reserved ids itself; decoding joins the tokens' bytes.
+
+    Args:
+        content: of the file.
+        where: the file, for messages.
+        tokens: bytes of each of the library's ids.
+        offset: our ids less the library's.
 
     Attributes:
         pieces: bytes of each id; empty for the reserved ids, special tokens and gaps.
         is_byte: for each id, whether it is part of a character, not whole ones.
+        offset: as given.
+        marks_spaces: whether its pieces hold U+2581 for a space, so that a U+2581 in a text comes back as a space.
     """
 
     kind: ClassVar[str]
+    marks_spaces = False
 
-    def __init__(self, content: bytes, where: Path, tokens: Sequence[bytes]) -> None:
+    def __init__(
+        self, content: bytes, where: Path, tokens: Sequence[bytes], offset: int = NUM_RESERVED
+    ) -> None:
         self._made_of = (content, where)
-        self.pieces = [b""] * NUM_RESERVED + list(tokens)
+        self.offset = offset
+        self.pieces = [b""] * offset + list(tokens)
         self.is_byte = [not _is_text(piece) for piece in self.pieces]
 
     def __reduce__(self) -> Any:
@@ -45,7 +57,7 @@ class ByteTokens(abc.ABC):
             UnicodeEncodeError: half of a surrogate pair, which is no character (a ValueError).
         """
         text.encode("utf-8")  # tiktoken would replace it in silence
-        return [token + NUM_RESERVED for part in _parts(text) for token in self._ids(part)]
+        return [token + self.offset for part in _parts(text) for token in self._ids(part)]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids; bytes that are no characters become U+FFFD."""

@@ -15,6 +15,7 @@ class SentencePieceModel:
     Attributes:
         pieces: bytes of each id; empty for pad, eos, unk and other control symbols.
         is_byte: for each id, whether it is a byte piece.
+        marks_spaces: models that were trained elsewhere write spaces as U+2581, and cannot tell the two apart.
 
     Args:
         content: of the file.
@@ -25,6 +26,7 @@ class SentencePieceModel:
     """
 
     kind = "sentencepiece"
+    marks_spaces = True
 
     def __init__(self, content: bytes, where: Path) -> None:
         self._processor = sentencepiece.SentencePieceProcessor()

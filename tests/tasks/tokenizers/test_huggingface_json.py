@@ -46,6 +46,28 @@ def test_added_tokens_count_with_their_text(
         assert huggingface.pieces[token] == text.encode("utf-8")
 
 
+def test_spaces_written_as_sentencepiece_writes_them(tmp_path: Path) -> None:
+    """As in Gemma's file: a space counts as a space, and only U+2581 itself comes back as one."""
+    names = [f"<0x{byte:02X}>" for byte in range(256)] + ["a", "b", "\u2581", "\u2581a"]
+    vocab = {name: number for number, name in enumerate(names)}
+    spaced = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=[("\u2581", "a")], byte_fallback=True))
+    spaced.normalizer = normalizers.Replace(" ", "\u2581")
+    spaced.save(str(tmp_path / "tokenizer.json"))
+    vocabulary = Vocabulary(tmp_path / "tokenizer.json")
+    ids = vocabulary.encode(" a b ")
+    assert [vocabulary.pieces[token] for token in ids] == [b" a", b" ", b"b", b" "]
+    assert vocabulary.decode(ids) == " a b "
+    assert vocabulary.decode(vocabulary.encode("a\u2581b")) == "a b"
+
+
+def test_ids_that_the_library_does_not_give(
+    changed_json: Callable[..., Path], byte_level: tokenizers.Tokenizer
+) -> None:
+    path = changed_json({"added_tokens": _change_added(byte_level, id=410)})
+    with pytest.raises(ValueError, match=r"'    ' to have the id 410 of the file, .* gives it 400, because"):
+        Vocabulary(path)
+
+
 def test_byte_fallback(byte_fallback: Vocabulary) -> None:
     ids = byte_fallback.encode("ab é")
     assert [byte_fallback.pieces[token] for token in ids] == [b"ab", b" ", b"\xc3", b"\xa9"]
@@ -90,6 +112,17 @@ REFUSED = [
         {"normalizer": _component(normalizers.Sequence([normalizers.NFKC(), normalizers.Strip()]))},
         PREFIX + "normalizer NFKC.*normalizer Strip",
     ),
+    (
+        {
+            "normalizer": _component(
+                normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+            ),
+            "pre_tokenizer": None,
+        },
+        PREFIX + "the normalizer Prepend, whose '\u2581' in front is not in the text",
+    ),
+    # Byte level has its own way to write a space.
+    ({"normalizer": _component(normalizers.Replace(" ", "\u2581"))}, PREFIX + "the normalizer Replace"),
     ({"pre_tokenizer.add_prefix_space": True}, PREFIX + "add_prefix_space, which adds a space"),
     ({"pre_tokenizer": _component(pre_tokenizers.Whitespace())}, PREFIX + "Whitespace, which drops"),
     ({"pre_tokenizer": _component(pre_tokenizers.Metaspace())}, PREFIX + "Metaspace"),
