@@ -1,4 +1,4 @@
-"""`flm tokenizer train, wrap, report`."""
+"""`flm tokenizer train, wrap, export, report`."""
 
 import argparse
 
@@ -19,6 +19,12 @@ def add(verbs: argparse._SubParsersAction) -> None:
     source.add_argument("--tiktoken", help="name of an encoding, such as cl100k_base")
     source.add_argument("--huggingface", help="tokenizer.json, or the folder of a model that has one")
     wrap.add_argument("--out", required=True, help="the file to write")
+
+    export = verb(actions, "export", _export, "write a tokenizer for transformers, with the same ids")
+    export.add_argument("--tokenizer", required=True, help="its file")
+    export.add_argument(
+        "--out", required=True, help="the folder to write tokenizer.json and two more files to"
+    )
 
     report = verb(actions, "report", _report, "what tokenizers make of text, language by language")
     report.add_argument("--tokenizer", action="append", required=True, help="its file; repeat to compare")
@@ -60,6 +66,16 @@ def _wrap(options: argparse.Namespace) -> int:
     else:
         wrapped = vocabulary.wrap_huggingface(options.huggingface, options.out)
     print(tokenizer_report.measure(wrapped, {}).summary())
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    from flm_jax.tasks.tokenizers.export import export_tokenizer
+    from flm_jax.tasks.vocabulary import Vocabulary
+
+    vocabulary = Vocabulary(options.tokenizer)
+    files = export_tokenizer(vocabulary, options.out)
+    print(f"{vocabulary.size:,} pieces ({vocabulary.kind}) with their ids in:", *files, sep="\n  ")
     return 0
 
 
