@@ -10,7 +10,7 @@ bytes like any other character.
 A unigram model's scores are rounded to 1/64, which made 708,215 tokens of 708,199. sentencepiece adds them up
 in float32, the library tokenizers in float64: where two ways to cut a word are worth the same, rounding would
 decide, in each library in its own way. Sums of multiples of 1/64 are exact in both as long as they are below
-2^18 (a document of some 28,000 tokens), so that a `tokenizer.json` of the model gives the same ids.
+2^18 (a document of some 30,000 tokens), so that a `tokenizer.json` of the model gives the same ids.
 """
 
 import io
