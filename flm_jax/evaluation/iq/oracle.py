@@ -55,8 +55,8 @@ def solve(prompt: str) -> str | None:
         return found[1].lower()
     if found := _STORY.match(last):
         return _where(*found.groups())
-    if found := _ASKED_KEY.search(prompt):
-        return _only([key for number, key in _KEY.findall(prompt) if number == found[1]], prompt)
+    if found := _ASKED_KEY.search(last):
+        return _only([key for number, key in _KEY.findall(last) if number == found[1]], prompt)
     if found := _COUNT.search(prompt.rpartition("\n")[2]):
         comma = "、" if "、" in found[3] else ", "
         return comma.join(
@@ -70,7 +70,7 @@ def solve(prompt: str) -> str | None:
 
 def _only(answers: list[str], prompt: str) -> str:
     if len(set(answers)) != 1:
-        raise ValueError(f"expected one answer, found {sorted(set(answers))}: {prompt!r}")
+        raise ValueError(f"expected one answer, found {sorted(set(answers))} at the end of {prompt[-200:]!r}")
     return answers[0]
 
 

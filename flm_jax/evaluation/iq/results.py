@@ -147,8 +147,8 @@ class Results:
 
     def table(self) -> str:
         """For people: percent, with 95 % intervals, and the paper's scores beside them."""
-        header = ("task", "lang", "n", "shots", "exact (95 %)", "chance", "choice (95 %)", "chance")
-        header += ("majority", "oracle", "GPT-3", "GLM-130B", "FLM-101B")
+        measured = ("exact (95 %)", "chance", "choice (95 %)", "chance", "majority", "oracle")
+        header = ("task", "lang", "n", "shots", *measured, "GPT-3", "GLM-130B", "FLM-101B")
         rows = [header, *map(_task_cells, self.tasks), *map(_group_cells, self.groups())]
         return "\n".join([aligned(rows), "", *(f"- {note}" for note in paper.NOTES)])
 
