@@ -120,7 +120,7 @@ class Classification:
             shots_per_label * len(self.labels),
             seed,
             items,
-            majority=commonest / len(asked),
+            baseline=commonest / len(asked),
         )
 
     def _item(

@@ -20,7 +20,7 @@ class _World:
     """People who walk between places, take things along and put them down, and the story of it.
 
     Attributes:
-        places: That the story has named.
+        places: That the story has named, the latest last.
         at: Where each person is who has walked.
         holder: Of each thing that is carried.
         lying: Where each thing is that was put down.
@@ -32,7 +32,7 @@ class _World:
         self._all_places = draws.sample(words.PLACES[language], 6)
         self._things = draws.sample(words.THINGS[language], 3)
         self._story: list[str] = []
-        self.places: dict[str, None] = {}  # in the order of the story
+        self.places: dict[str, None] = {}
         self.at: dict[str, str] = {}
         self.holder: dict[str, str] = {}
         self.lying: dict[str, str] = {}
@@ -43,6 +43,7 @@ class _World:
         place = self._draws.pick([place for place in self._all_places if place != self.at.get(who)])
         self._tell(who, words.MOVES, place)
         self.at[who] = place
+        self.places.pop(place, None)
         self.places[place] = None
 
     def handle(self) -> None:
@@ -77,7 +78,9 @@ class _World:
         places = tuple(self._draws.shuffled([gap + place for place in self.places]))
         named = f"the {what}" if article and self._language == "en" else what
         text = _TEXT[self._language].format(story=story, what=named)
-        return Question(text, gap + where[what], places, Space((places,)))
+        return Question(
+            text, gap + where[what], places, Space((places,)), shallow=gap + list(self.places)[-1]
+        )
 
     def _tell(self, who: str, does: Mapping[str, tuple[str, ...]], what: str) -> None:
         verb = self._draws.pick(does[self._language])

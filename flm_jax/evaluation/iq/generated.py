@@ -5,6 +5,7 @@ are written anew after what is remembered of them (docs/iq.md says which).
 """
 
 import hashlib
+from collections.abc import Container
 
 from flm_jax.evaluation.iq import counting, facts, keys, patterns, replacing
 from flm_jax.evaluation.iq.draws import Draws
@@ -67,17 +68,19 @@ def generate(
         raise ValueError(f"expected shots of at least {made.min_shots} for the task {task}; found {shots}")
     asking, showing = (Draws("iq", task, language, split, seed, use) for use in ("questions", "shots"))
     items: list[Item] = []
-    asked: set[str] = set()
+    asked: dict[str, Question] = {}
     for _ in range(num_items):
         rule = made.rule(asking) if made.rule else None
         question = _fresh(made, asking, language, rule, split, asked)
-        asked.add(question.text)
+        asked[question.text] = question
         shown: dict[str, Question] = {}
         for _ in range(shots):
             shot = _fresh(made, showing, language, rule, "train", {question.text, *shown})
             shown[shot.text] = shot
         items.append(_item(made, language, question, list(shown.values())))
-    return ItemSet(task, language, made.group, shots, seed, tuple(items), made.stop)
+    return ItemSet(
+        task, language, made.group, shots, seed, tuple(items), made.stop, _baseline(list(asked.values()))
+    )
 
 
 def split_of(text: str) -> str:
@@ -86,16 +89,22 @@ def split_of(text: str) -> str:
 
 
 def _fresh(
-    made: Generated, draws: Draws, language: str, rule: object, split: str, without: set[str]
+    made: Generated, draws: Draws, language: str, rule: object, split: str, without: Container[str]
 ) -> Question:
     for _ in range(_TRIES):
         question = made.question(draws, language, rule)
         if question.text not in without and split_of(question.text) == split:
             return question
     raise ValueError(
-        f"the task {made.name} has too few different questions for so many items and shots ({len(without)} found in "
-        f"the split {split}): ask for fewer"
+        f"the task {made.name} has too few different questions: {_TRIES:,} in a row were none that are new and of the "
+        f"split {split}; ask for fewer items or shots"
     )
+
+
+def _baseline(questions: list[Question]) -> float | None:
+    if questions[0].shallow is None:
+        return None
+    return sum(question.shallow == question.answer for question in questions) / len(questions)
 
 
 def _item(made: Generated, language: str, question: Question, shots: list[Question]) -> Item:

@@ -63,7 +63,8 @@ class ItemSet:
         seed: Of the random choices.
         items: At least one.
         stop: Strings that end an answer.
-        majority: The share of the commonest label, for classification.
+        baseline: What a rule that understands nothing scores, where it does better than guessing: the share of the
+            commonest label, or of answers that are the place named last.
     """
 
     task: str
@@ -73,7 +74,7 @@ class ItemSet:
     seed: int
     items: tuple[Item, ...]
     stop: tuple[str, ...] = ("\n",)
-    majority: float | None = None
+    baseline: float | None = None
 
     @property
     def exact_chance(self) -> float:

@@ -43,7 +43,7 @@ def measure(model: TextModel, items: ItemSet) -> TaskResult:
         items.seed,
         Rate(sum(exact), len(exact), items.exact_chance),
         Rate(sum(choice), len(choice), items.choice_chance),
-        items.majority,
+        items.baseline,
         _oracle(items),
     )
 

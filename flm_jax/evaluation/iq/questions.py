@@ -23,12 +23,14 @@ class Question:
         answer: With its leading space, if any, like each of the options.
         options: Different, the right one among them, in random order.
         space: Of the answers that a guesser draws from.
+        shallow: What a rule that follows nothing would say, where one does better than guessing.
     """
 
     text: str
     answer: str
     options: tuple[str, ...]
     space: Space
+    shallow: str | None = None
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,7 @@ class TaskResult:
         seed: Of the set.
         exact: Answers that were written as they should be.
         choice: Items whose right option was the likeliest.
-        majority: The share of the commonest label, for classification.
+        baseline: As in `ItemSet`.
         oracle: The share that `Oracle` solves both ways; None where no program can.
     """
 
@@ -70,7 +70,7 @@ class TaskResult:
     seed: int
     exact: Rate
     choice: Rate
-    majority: float | None
+    baseline: float | None
     oracle: float | None
 
     def to_json(self) -> dict[str, Any]:
@@ -84,7 +84,7 @@ class TaskResult:
             "seed": self.seed,
             "exact": self.exact.to_json(),
             "choice": self.choice.to_json(),
-            "majority": self.majority,
+            "baseline": self.baseline,
             "oracle": self.oracle,
             "paper_percent": scores._asdict() if scores else None,
         }
@@ -147,7 +147,7 @@ class Results:
 
     def table(self) -> str:
         """For people: percent, with 95 % intervals, and the paper's scores beside them."""
-        measured = ("exact (95 %)", "chance", "choice (95 %)", "chance", "majority", "oracle")
+        measured = ("exact (95 %)", "chance", "choice (95 %)", "chance", "baseline", "oracle")
         header = ("task", "lang", "n", "shots", *measured, "GPT-3", "GLM-130B", "FLM-101B")
         rows = [header, *map(_task_cells, self.tasks), *map(_group_cells, self.groups())]
         return "\n".join([aligned(rows), "", *(f"- {note}" for note in paper.NOTES)])
@@ -169,7 +169,7 @@ def _task_cells(each: TaskResult) -> tuple[str, ...]:
         str(each.shots),
         *_rate_cells(each.exact),
         *_rate_cells(each.choice),
-        _percent(each.majority),
+        _percent(each.baseline),
         _percent(each.oracle),
         *_paper_cells(paper.TASKS.get(each.task)),
     )

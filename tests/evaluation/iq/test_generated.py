@@ -1,19 +1,25 @@
 """The generated sets: the same everywhere, splits apart, well-posed, fast."""
 
+import dataclasses
 import hashlib
 import itertools
 import json
+import re
 import time
 from pathlib import Path
 
 import pytest
 
 from flm_jax.evaluation import iq
-from flm_jax.evaluation.iq import paper
+from flm_jax.evaluation.iq import paper, words
 from flm_jax.evaluation.iq.generated import LANGUAGES, SPLITS, TASKS, split_of
+from flm_jax.evaluation.iq.questions import Question, form
 
 EACH = list(itertools.product(TASKS, LANGUAGES))
 each = pytest.mark.parametrize(("task", "language"), EACH, ids=[f"{task}-{lang}" for task, lang in EACH])
+
+
+QUESTION = Question("Count:", " 1", (" 1", " 2"), form(" 1"))
 
 
 def digest(items: iq.ItemSet) -> str:
@@ -95,6 +101,28 @@ def test_other_numbers_of_shots(task: str, language: str) -> None:
         iq.generate(task, language, shots=fewest - 1)
 
 
+def test_a_task_without_enough_questions_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    few = dataclasses.replace(TASKS["counting"], question=lambda draws, language, rule: QUESTION)
+    monkeypatch.setitem(TASKS, "counting", few)
+    with pytest.raises(ValueError, match="the task counting has too few different questions"):
+        iq.generate("counting", "en", split_of(QUESTION.text), num_items=2)
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_the_place_named_last_is_no_guess(language: str) -> None:
+    """A baseline stands beside the scores where a rule that follows nobody beats chance."""
+    place = re.compile(rf"the (\w+)\.|({'|'.join(words.PLACES['zh'])})。")
+    for task in ("single_fact", "two_facts"):
+        items = iq.generate(task, language)
+        hits = 0
+        for item in items.items:
+            named = ["".join(found) for found in place.findall(last_question(item.prompt, task))]
+            last = [each for each in named if each in words.PLACES[language]][-1]
+            hits += last == item.answer.strip()
+        assert items.baseline == hits / 300 > items.choice_chance
+    assert iq.generate("counting", language).baseline is None
+
+
 def test_the_suite_is_made_in_less_than_a_second_a_set() -> None:
     started = time.process_time()
     sets = iq.suite()
@@ -154,8 +182,8 @@ DIGESTS = {
     "head_slicing zh": "9281da4c3ec5",
     "multiple_key_retrieval en": "309c8554b5da",
     "multiple_key_retrieval zh": "cd63a6cf46a8",
-    "single_fact en": "df8a139d938b",
-    "single_fact zh": "6cfc427fbb38",
-    "two_facts en": "0ce9a37c5c63",
-    "two_facts zh": "14ce8f52aa30",
+    "single_fact en": "3f2fef1e250d",
+    "single_fact zh": "49a5c48843f8",
+    "two_facts en": "74435bb7c3a3",
+    "two_facts zh": "7a94748e836b",
 }

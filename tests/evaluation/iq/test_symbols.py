@@ -57,7 +57,7 @@ def test_a_published_set(task: str, row, data_dir: Path) -> None:
     assert set(labels.values()) == set(made.labels)  # and none of those that are skipped
     assert items.shots == 2 * len(made.labels) and len(items.items) == NUM_ITEMS
     assert items.exact_chance == pytest.approx(1 / len(made.labels)) == items.choice_chance
-    assert items.majority == max(Counter(item.answer for item in items.items).values()) / NUM_ITEMS
+    assert items.baseline == max(Counter(item.answer for item in items.items).values()) / NUM_ITEMS
 
 
 def test_sets_are_the_same_for_a_seed_and_fresh_for_another(data_dir: Path) -> None:
@@ -74,7 +74,7 @@ def test_the_suite_takes_the_sets_that_are_there(data_dir: Path, tmp_path: Path)
     assert means["SuperGLUE-IQ", "en"] == means["CLUE-IQ", "zh"] == (4, 4)
     assert all(each.oracle is None for each in results.tasks[18:])
     row = next(line for line in results.table().splitlines() if line.startswith("afqmc"))
-    assert f"{100 * sets[22].majority:.1f}" in row.split()  # type: ignore[operator]
+    assert f"{100 * sets[22].baseline:.1f}" in row.split()  # type: ignore[operator]
     assert [each.task for each in iq.suite(("zh",), num_items=5, data_dir=data_dir)[9:]] == [
         "afqmc", "csl", "ocnli", "cluewsc2020"]  # fmt: skip
     with pytest.raises(
