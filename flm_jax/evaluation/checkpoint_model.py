@@ -63,6 +63,7 @@ class CheckpointModel:
         self.vocabulary = vocabulary
         self.scorer = Scorer(config, params, growth, mesh, batch_size, max_length)
         self._config, self._params, self._growth, self._batch_size = config, params, growth, batch_size
+        self._num_cut = 0  # prompts
         self._encode = functools.lru_cache(_REMEMBERED)(vocabulary.encode)
 
     @classmethod
@@ -80,6 +81,11 @@ class CheckpointModel:
         metadata.check_tokenizer(vocabulary.sha256, str(tokenizer))
         growth = Lineage.from_json(metadata.growth_record).mask_at(found_step)
         return cls(metadata.config, params, vocabulary, growth, **options)
+
+    @property
+    def num_cut(self) -> int:
+        """Requests and prompts so far that were too long for the model and have lost tokens on the left."""
+        return self.scorer.num_cut + self._num_cut
 
     def log_likelihoods(self, pairs: Sequence[tuple[str, str]]) -> list[Score]:
         """Of each (context, continuation), in the order given; an empty context begins a document."""
@@ -117,7 +123,9 @@ class CheckpointModel:
                 f"expected room for a prompt in ModelConfig.max_length = {self._config.max_length} tokens, found "
                 f"{max_new_tokens} new tokens asked for (max_gen_toks, of a benchmark's generation_kwargs)"
             )
-        ids = [[BEGINNING, *self.vocabulary.encode(prompt)][-room:] for prompt in prompts]
+        encoded = [self.vocabulary.encode(prompt) for prompt in prompts]
+        self._num_cut += sum(len(tokens) >= room for tokens in encoded)
+        ids = [[BEGINNING, *tokens[max(len(tokens) - room + 1, 0) :]] for tokens in encoded]
         order = sorted(range(len(ids)), key=lambda index: -len(ids[index]))
         texts: dict[int, str] = {}
         for first in range(0, len(order), self._batch_size):
