@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from flm_jax import __version__, gin_setup
-from flm_jax.verbs import budget, compile_, mup, scaling, tokenizer
+from flm_jax.verbs import budget, compile_, generate, mup, scaling, tokenizer
 from flm_jax.verbs.parsing import add_gin, parse_gin, positive, verb
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_UNREAD, EXIT_STOPPED = 1, 2, 130, 141, 143
@@ -79,19 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     compile_.add(verbs)
     scaling.add(verbs)
     mup.add(verbs)
-
-    generate = verb(verbs, "generate", _generate, "continue prompts with a checkpoint")
-    generate.add_argument("--model_dir", required=True, help="a run's directory")
-    generate.add_argument(
-        "--tokenizer", required=True, help="the file of the tokenizer that it was trained with"
-    )
-    generate.add_argument("--prompt", action="append", required=True, help="repeat for several")
-    generate.add_argument("--step", type=int, help="which checkpoint; the newest unless given")
-    generate.add_argument("--max_new_tokens", type=positive, default=64)
-    generate.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest token")
-    generate.add_argument("--top_k", type=int, default=0, help="0 for no limit")
-    generate.add_argument("--top_p", type=float, default=0.95)
-    generate.add_argument("--seed", type=int, default=0)
+    generate.add(verbs)
 
     evaluate = verb(verbs, "eval", _eval, "a checkpoint's loss on the held-out text of prepared tasks")
     evaluate.add_argument("--model_dir", required=True, help="a run's directory, of `flm train` or of t5x")
@@ -262,31 +250,6 @@ def _grow(options: argparse.Namespace) -> int:
     except FunctionChangedError as error:
         print(f"flm grow: {error}", file=sys.stderr)
         return EXIT_FAILED
-    return 0
-
-
-def _generate(options: argparse.Namespace) -> int:
-    from flm_jax import generation
-    from flm_jax.grow.lineage import Lineage
-    from flm_jax.tasks.vocabulary import Vocabulary
-    from flm_jax.training.checkpoints import load_params
-
-    vocabulary = Vocabulary(options.tokenizer)
-    metadata, params, step = load_params(options.model_dir, options.step)
-    metadata.check_tokenizer(vocabulary.sha256, options.tokenizer)
-    sampling = generation.Sampling(options.temperature, options.top_k, options.top_p)
-    texts = generation.continue_texts(
-        metadata.config,
-        params,
-        vocabulary,
-        options.prompt,
-        options.max_new_tokens,
-        sampling,
-        options.seed,
-        growth=Lineage.from_json(metadata.growth_record).mask_at(step),
-    )
-    for prompt, text in zip(options.prompt, texts, strict=True):
-        print(f"{prompt}|{text}")
     return 0
 
 

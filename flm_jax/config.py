@@ -118,17 +118,39 @@ class ModelConfig:
 
     def _check_xpos_range(self) -> None:
         """XPos scales by zeta^(n / B); at both ends of a long context that leaves float32's range."""
-        if self.xpos_scale_base is None:
-            return
-        largest = (
-            math.log((1 + self.xpos_gamma) / self.xpos_gamma) * self.max_length / 2 / self.xpos_scale_base
-        )
-        if largest > _LARGEST_EXPONENT:
+        largest = self._largest_exponent(self.max_length)
+        if self.xpos_scale_base is not None and largest > _LARGEST_EXPONENT:
             raise ValueError(
                 f"xPos would scale by e^{largest:.0f} at the ends of ModelConfig.max_length = {self.max_length}, "
                 f"expected at most e^{_LARGEST_EXPONENT}. Bind ModelConfig.xpos_scale_base to "
                 f"{math.ceil(self.xpos_scale_base * largest / _LARGEST_EXPONENT)} or more, or to None for plain RoPE."
             )
+
+    def _largest_exponent(self, length: int) -> float:
+        """Of xPos' scale, to the base e, at the ends of a sequence on whose middle it is centred."""
+        if self.xpos_scale_base is None:
+            return 0.0
+        return math.log((1 + self.xpos_gamma) / self.xpos_gamma) * length / 2 / self.xpos_scale_base
+
+    def for_length(self, length: int) -> "ModelConfig":
+        """The same function of tokens for sequences of `length`: this config, or one whose xPos is centred later.
+
+        Scores depend on distances only, so the centre changes nothing but the numbers' range. Beyond `max_length`
+        it is half of the next multiple of `max_length`, so that few lengths give different configs (and programs).
+
+        Raises:
+            ValueError: there xPos leaves float32's range.
+        """
+        if length <= self.max_length or self.xpos_scale_base is None:
+            return self
+        longer = math.ceil(length / self.max_length) * self.max_length
+        if (largest := self._largest_exponent(longer)) > _LARGEST_EXPONENT:
+            most = math.floor(_LARGEST_EXPONENT / largest * longer / self.max_length) * self.max_length
+            raise ValueError(
+                f"xPos scales sequences of at most {most:,} tokens within float32's range, found a prompt and its "
+                f"continuation of {length:,}: shorten the prompt, or lower --max_new_tokens"
+            )
+        return dataclasses.replace(self, max_length=longer)
 
     def size(self, axis: str) -> int:
         """Length of a named parameter axis: `vocab, embed, heads, queries, kv, mlp` or `layers`.

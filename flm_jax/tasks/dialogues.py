@@ -63,13 +63,8 @@ class Dialogues(Questions):
         # What gin hands over is its wrapper, which no other process can unpickle.
         object.__setattr__(self, "format", inspect.unwrap(self.format))
         _check_findable(self.format)
-        for name, field in (("prompt", "user"), ("system", "system")):
-            template, binding = getattr(self, name), f"Dialogues.{name}"
-            if (found := templates.fields(template, binding)) != {field}:
-                raise ValueError(
-                    f"expected a template with the field {{{field}}} and no other, found {sorted(found)} in "
-                    f"{template!r}: change the gin binding `{binding}`"
-                )
+        check_template(self.prompt, "user", "the gin binding `Dialogues.prompt`")
+        check_template(self.system, "system", "the gin binding `Dialogues.system`")
 
     def fingerprint(self) -> dict[str, Any]:
         """As `Task.fingerprint`, with the format's name."""
@@ -77,17 +72,7 @@ class Dialogues(Questions):
 
     def examples(self, document: Document) -> Sequence[Example]:
         """One example, a turn for each response."""
-        turns, inputs, asked = [], "", False
-        for role, text in _merged(self.format(document)):
-            if role == SYSTEM:
-                inputs += self.system.format(system=text)
-            elif role == USER:
-                inputs, asked = inputs + self.prompt.format(user=text), True
-            elif not asked:
-                raise Problem("a response (role 'assistant') has no question (role 'user') before it")
-            else:
-                turns.append(Turn(inputs, text))
-                inputs, asked = "", False
+        turns, _ = turns_of(self.format(document), self.prompt, self.system)
         if not turns:
             raise Problem("there is no response (role 'assistant')")
         return [turns]
@@ -98,6 +83,50 @@ class Dialogues(Questions):
         behind = next(number for number, role in enumerate(reversed(messages)) if role == ASSISTANT)
         if behind:
             yield "messages behind the last response", f"{behind} left out"
+
+
+def check_template(template: str, field: str, setting: str) -> None:
+    """Refuses a template without its one field.
+
+    Args:
+        template: of a question or a system message.
+        field: `user` or `system`.
+        setting: where the template comes from, for the error.
+
+    Raises:
+        ValueError: it has other fields, or is no template.
+    """
+    if (found := templates.fields(template, setting)) != {field}:
+        raise ValueError(
+            f"expected a template with the field {{{field}}} and no other, found {sorted(found)} in {template!r}: "
+            f"change {setting}"
+        )
+
+
+def turns_of(messages: Sequence[Message], prompt: str, system: str) -> tuple[list[Turn], str]:
+    """A turn for each response, and what is written behind the last one: a question that has none yet.
+
+    Args:
+        messages: of a conversation.
+        prompt: how a question is written, with `{user}` for its text.
+        system: how a system message is written, with `{system}` for its text.
+
+    Raises:
+        Problem: the conversation is not of the form that `Dialogues` describes.
+    """
+    turns: list[Turn] = []
+    inputs, asked = "", False
+    for role, text in _merged(messages):
+        if role == SYSTEM:
+            inputs += system.format(system=text)
+        elif role == USER:
+            inputs, asked = inputs + prompt.format(user=text), True
+        elif not asked:
+            raise Problem("a response (role 'assistant') has no question (role 'user') before it")
+        else:
+            turns.append(Turn(inputs, text))
+            inputs, asked = "", False
+    return turns, inputs
 
 
 def _merged(messages: Sequence[Message]) -> Iterator[Message]:

@@ -168,7 +168,7 @@ class Classification(Teacher):
                 f"`{binding}`"
             )
         for template in stated:
-            if not templates.fields(template, binding):
+            if not templates.fields(template, f"the gin binding `{binding}`"):
                 raise ValueError(
                     f"expected a statement about the record, like '{{text}} ...', found no field in {template!r}: "
                     f"change the gin binding `{binding}`"
@@ -216,7 +216,7 @@ class MultipleChoice(Teacher):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if "choice" not in templates.fields(self.statement, "MultipleChoice.statement"):
+        if "choice" not in templates.fields(self.statement, "the gin binding `MultipleChoice.statement`"):
             raise ValueError(
                 f"expected the field {{choice}} in the statement, found {self.statement!r}: change the gin binding "
                 "`MultipleChoice.statement`"

@@ -13,12 +13,12 @@ from flm_jax.tasks.problems import Problem
 _FORMATTER = string.Formatter()
 
 
-def fields(template: str, binding: str) -> set[str]:
+def fields(template: str, setting: str) -> set[str]:
     """The names of the fields that a template asks for, e.g. `{"choices"}` for `"{choices[label]}"`.
 
     Args:
         template: to look at.
-        binding: of gin, for the error.
+        setting: where it comes from, for the error: "the gin binding `Dialogues.prompt`", or a flag.
 
     Raises:
         ValueError: it is no template, or a field has no name.
@@ -28,13 +28,13 @@ def fields(template: str, binding: str) -> set[str]:
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(
             f"expected a template like '{{text}}' (a brace that is meant as one twice), found {template!r} ({error}): "
-            f"change the gin binding `{binding}`"
+            f"change {setting}"
         ) from error
     names = {name.partition("[")[0].partition(".")[0] for name in found}
     if any(not name or name.isdigit() for name in names):
         raise ValueError(
-            f"expected a template whose fields have names, like '{{text}}', found {template!r}: change the gin "
-            f"binding `{binding}`"
+            f"expected a template whose fields have names, like '{{text}}', found {template!r}: change "
+            f"{setting}"
         )
     return names
 

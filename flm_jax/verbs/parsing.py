@@ -1,6 +1,7 @@
 """What verbs have in common on the command line."""
 
 import argparse
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -52,6 +53,11 @@ def mesh_shape(options: argparse.Namespace) -> "MeshShape":
             )
         sizes[axis] = int(size)
     return MeshShape(**sizes)
+
+
+def unescaped(text: str) -> str:
+    r"""The text with a line feed for `\n`, a tab for `\t` and a backslash for `\\`; an argparse type."""
+    return re.sub(r"\\([nt\\])", lambda found: {"n": "\n", "t": "\t", "\\": "\\"}[found[1]], text)
 
 
 def verb(verbs: argparse._SubParsersAction, name: str, run: Callable, text: str) -> argparse.ArgumentParser:

@@ -2,11 +2,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from flm_jax import Decoder
-from flm_jax.generation import Sampling, candidates, choose, empty_cache, generate
+from flm_jax.generation import empty_cache, generate
 from tests.models import LLAMA, random_params, random_tokens, small_config
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -79,30 +77,3 @@ def test_nothing_follows_the_end_of_sequence() -> None:
     first = free.tokens[0].tolist().index(end)
     assert stopped.tokens[0].tolist() == [*free.tokens[0, : first + 1].tolist(), *[0] * (5 - first)]
     assert float(stopped.scores[0]) > float(free.scores[0])
-
-
-@given(st.lists(st.floats(-5, 5), min_size=4, max_size=12), st.integers(1, 6), st.floats(0.05, 0.99))
-def test_top_k_and_top_p_keep_just_the_likeliest(logits: list[float], k: int, p: float) -> None:
-    row = np.unique(np.round(np.float32(logits), 3))
-    kept = np.isfinite(candidates(row[None], Sampling(temperature=1.0, top_k=k))[0])
-    assert kept.sum() == min(k, len(row))
-    assert np.all(row[kept] >= row[~kept].max(initial=-np.inf))
-
-    kept = np.isfinite(candidates(row[None], Sampling(temperature=1.0, top_p=p))[0])
-    probabilities = np.exp(row) / np.exp(row).sum()
-    assert np.all(row[kept] >= row[~kept].max(initial=-np.inf))
-    assert probabilities[kept].sum() >= p - 1e-5
-    assert probabilities[kept].sum() - probabilities[kept].min() < p + 1e-5  # none too many
-
-
-def test_sampling_follows_the_tempered_distribution() -> None:
-    logits = np.log(np.array([[0.6, 0.3, 0.1]], np.float32))
-    draws = choose(np.repeat(logits, 20_000, axis=0), Sampling(temperature=0.5), jax.random.key(0))
-    shares = np.bincount(draws, minlength=3) / 20_000
-    np.testing.assert_allclose(shares, np.array([0.36, 0.09, 0.01]) / 0.46, atol=0.015)
-
-
-@pytest.mark.parametrize("wrong", [{"temperature": -1.0}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.5}])
-def test_bad_sampling_is_refused(wrong: dict) -> None:
-    with pytest.raises(ValueError, match=r"expected Sampling.temperature >= 0"):
-        Sampling(**wrong)
