@@ -151,15 +151,14 @@ class Writer:
         """The parts of `complete([prompt], ...)[0]`, each as soon as it is certain: whole characters, none empty."""
         rows = [_Row(0, self.encode(prompt))]
         order = self._order(rows, max_new_tokens, stop, sampling, seed)
-        for (text,) in self._write(rows, order, batch_size=1, chunk=1):
-            if text:
-                yield text
+        return (text for (text,) in self._write(rows, order, batch_size=1, chunk=1) if text)
 
     def _order(
         self, rows: Sequence[_Row], max_new_tokens: int, stop: Sequence[str], sampling: Sampling, seed: int
     ) -> _Order:
         if max_new_tokens < 1:
             raise ValueError(f"expected max_new_tokens of at least 1, found {max_new_tokens}")
+        TextStream(stop)  # which refuses what is no stop string, before anything is written
         longest = max((len(row.tokens) for row in rows), default=0) + max_new_tokens
         return _Order(max_new_tokens, stop, sampling, seed, self._config.for_length(longest))
 

@@ -119,8 +119,9 @@ def _generate(options: argparse.Namespace) -> int:
     notice(max(len(writer.encode(prompt)) for prompt in prompts))
     settings["seed"] = options.seed
     if len(prompts) == 1 and not options.out and not _is_jsonl(options):
+        parts = writer.stream(prompts[0], **settings)
         print(f"{prompts[0]}|" if options.prompt else "", end="", flush=True)
-        _show(writer.stream(prompts[0], **settings))
+        _show(parts)
         return 0
     texts = _complete(writer, prompts, {**settings, "batch_size": options.batch_size})
     _hand_out(options, prompts, texts)

@@ -53,7 +53,9 @@ def text_of(tokens: Sequence[int], stop: Sequence[str] = ()) -> str:
 
 @pytest.mark.parametrize("block", [{}, LLAMA], ids=["flm", "llama"])
 def test_greedy_writing_is_uncached_decoding_in_float64(block: dict) -> None:
-    config = small_config(**{"vocab_size": 32, **block, "dtype": "float64", "param_dtype": "float64"})
+    config = small_config(
+        **{"vocab_size": 32, "tied_readout": False, **block, "dtype": "float64", "param_dtype": "float64"}
+    )
     with jax.enable_x64(True):
         params = random_params(config)
         found = Writer(config, params, VOCABULARY).complete(PROMPTS, NEW)  # type: ignore[arg-type]
@@ -107,10 +109,13 @@ def test_what_else_is_in_the_batch_changes_nothing(sampling: Sampling) -> None:
 def test_only_what_stands_for_text_is_written() -> None:
     """Rows of the table without a piece, padding and pieces without bytes are far likelier here."""
     favoured = np.where(drawable(CONFIG), 1.0, 40.0)[:, None]
-    params = {**PARAMS, "token_embedding": {"embedding": PARAMS["token_embedding"]["embedding"] * favoured}}
+    params = {**PARAMS, "readout": {"kernel": PARAMS["readout"]["kernel"] * favoured}}
     writer = Writer(CONFIG, params, VOCABULARY)  # type: ignore[arg-type]
-    for sampling in (Sampling(), DRAWN):
-        assert all(writer.complete(PROMPTS[1:], NEW, sampling=sampling))
+    wanted = jax.jit(Decoder(CONFIG).apply)({"params": params}, np.arange(32)[None])
+    assert not np.all(drawable(CONFIG)[np.argmax(wanted[0], axis=-1)])
+    expected = [text_of(uncached(CONFIG, params, prompt, NEW)) for prompt in PROMPTS]
+    assert writer.complete(PROMPTS, NEW) == expected
+    writer.complete(PROMPTS, NEW, sampling=DRAWN)  # a row without a piece would be an IndexError
 
 
 def test_tokens_are_prompts_too() -> None:
@@ -130,7 +135,7 @@ def test_a_length_that_xpos_cannot_scale_is_refused() -> None:
     with pytest.raises(ValueError, match=r"at most 32,640 tokens within float32's range, found .* of 40,003"):
         WRITER.complete(["ab"], 40_000)
     with pytest.raises(ValueError, match="lower --max_new_tokens"):
-        next(WRITER.stream("ab", 40_000))
+        WRITER.stream("ab", 40_000)
 
 
 def test_split_over_a_mesh() -> None:

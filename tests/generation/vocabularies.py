@@ -35,7 +35,8 @@ class Pieces(NamedTuple):
 
 VOCABULARY = Pieces([piece.encode() if isinstance(piece, str) else piece for piece in PIECES])
 # Rows without a piece, as a table that is padded to a multiple of 32 has them.
-CONFIG = small_config(vocab_size=32)
+# A tied readout would write its last token again and again.
+CONFIG = small_config(vocab_size=32, tied_readout=False, output_mult=0.2)
 PARAMS = random_params(CONFIG)
 WRITER = Writer(CONFIG, PARAMS, VOCABULARY)  # type: ignore[arg-type]
 PROMPTS = [
