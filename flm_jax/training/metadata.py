@@ -32,7 +32,8 @@ class Metadata:
         seed: Of the data order, so that a run goes on with the batches it would have seen.
         batch_size: Sequences a step, at present.
         mixture: What is read at present: `tasks.mixture.Mixture.to_json`, or a task's name.
-        data: What the batches were made of: the reader's `identity`.
+        data: What the batches were made of: the reader's `identity`; of an imported model, which has read nothing, with
+            no length and no tasks, and the tokenizer None where it was not given.
         gin_config: What gin was given; empty where the run was described in Python.
         growth_record: One entry for each growth that led here, oldest first (`grow.lineage.GrowthRecord`).
         loss_window: (tokens, loss) of the latest steps, in a stage that ends by the slope of its loss.
@@ -80,7 +81,8 @@ class Metadata:
         Raises:
             ValueError: naming both.
         """
-        if self.data["tokenizer"] != sha256:
+        # An imported model may not know its tokenizer.
+        if self.data["tokenizer"] not in (sha256, None):
             raise ValueError(
                 f"expected the tokenizer with SHA-256 {self.data['tokenizer']}, which the model was trained with, "
                 f"found {sha256} in {place}; prepared data holds a copy of the right one "
@@ -143,6 +145,8 @@ def mismatches(found: Metadata, wanted: Metadata, data: Literal["same", "other",
     names = {"tokenizer": "PREPARED_DIR", "length": "TASK_FEATURE_LENGTHS", "tasks": "PREPARED_DIR"}
     for name, macro in list(names.items())[: 1 if data == "new" else None]:
         ours, theirs = wanted.data.get(name), found.data.get(name)
+        if name in found.data and not theirs:  # an imported model, which has read nothing
+            continue
         if ours and theirs and ours != theirs and data == "other" and name == "tasks":
             read = found.data_history.tasks
             ours, theirs = ({task: files.get(task) for task in read} for files in (ours, theirs))
