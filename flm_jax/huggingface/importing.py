@@ -22,6 +22,7 @@ from flm_jax import parameters
 from flm_jax.huggingface import flm, layout, llama, record, tensor_files
 from flm_jax.huggingface.fresh_state import fresh_state
 from flm_jax.huggingface.layout import Format, KeyPath, Tensor
+from flm_jax.huggingface.token_ids import row_order
 from flm_jax.training.checkpoint_growth import CheckpointGrowth
 from flm_jax.training.checkpoints import Checkpoints, key_path
 from flm_jax.training.metadata import Metadata
@@ -72,8 +73,8 @@ def describe(directory: Path) -> Described:
     if kind not in (flm.MODEL_TYPE, *llama.MODEL_TYPES):
         raise ValueError(
             f"expected model_type {', '.join((flm.MODEL_TYPE, *llama.MODEL_TYPES))} in {file}, found {kind!r} "
-            f"({', '.join(fields.get('architectures') or ['no architectures'])}): its function is not one that ModelConfig "
-            "can say"
+            f"({', '.join(fields.get('architectures') or ['no architectures'])}): its function is not one that "
+            "ModelConfig can say"
         )
     form = layout.FLM if kind == flm.MODEL_TYPE else layout.LLAMA
     if recorded := record.find(fields):

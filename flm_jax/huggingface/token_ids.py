@@ -36,8 +36,8 @@ def special_ids(directory: Path) -> SpecialIds:
     end = first("eos_token_id")
     if end is None:
         raise ValueError(
-            f"expected eos_token_id in config.json or generation_config.json of {directory}, found none: say there which "
-            "token ends a document"
+            f"expected eos_token_id in config.json or generation_config.json of {directory}, found none: say there "
+            "which token ends a document"
         )
     begin = first("bos_token_id")
     return SpecialIds(end if begin is None else begin, end, first("unk_token_id"))

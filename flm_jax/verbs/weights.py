@@ -40,7 +40,7 @@ def add(verbs: argparse._SubParsersAction) -> None:
     take.add_argument("--out", required=True, help="MODEL_DIR of the checkpoint; empty, or not there")
     take.add_argument(
         "--tokenizer",
-        help="the model's tokenizer.json: ids are put in our order, and OUT/tokenizer.json written; without it ids stay",
+        help="the model's tokenizer.json: ids are put in our order, OUT/tokenizer.json has them; without it they stay",
     )
 
 
