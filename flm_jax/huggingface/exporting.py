@@ -169,7 +169,8 @@ class Export:
             if stored is None or stored.shape != row.shape(self.config):
                 raise CheckpointMismatchError(
                     f"expected {'/'.join(key_path(path))} of shape {row.shape(self.config)} in "
-                    f"{directory}/state, found {'none' if stored is None else stored.shape}: it is damaged, or of another version of flm_jax"
+                    f"{directory}/state, found {'none' if stored is None else stored.shape}: it is damaged, or of "
+                    "another version of flm_jax"
                 )
 
 
