@@ -85,12 +85,10 @@ def _theta(fields: Mapping[str, Any]) -> float:
 
 
 def _refuse(fields: Mapping[str, Any]) -> None:
-    rope = {
-        **(fields.get("rope_parameters") or {}),
-        **(fields.get("rope_scaling") or {}),
-    }
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    rotated = rope.get("partial_rotary_factor", fields.get("partial_rotary_factor", 1.0))
+    ropes = [fields.get(name) or {} for name in ("rope_parameters", "rope_scaling")]
+    kinds = [rope.get("rope_type", rope.get("type", "default")) for rope in ropes]
+    kind = next((kind for kind in kinds if kind != "default"), "default")
+    rotated = ropes[0].get("partial_rotary_factor", fields.get("partial_rotary_factor", 1.0))
     # MistralConfig has a window unless the file says null.
     window = fields.get("sliding_window", 4096 if fields.get("model_type") == "mistral" else None)
     attention_bias, mlp_bias = bool(fields.get("attention_bias")), bool(fields.get("mlp_bias"))
