@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from flm_jax import __version__, gin_setup
-from flm_jax.verbs import budget, compile_, generate, mup, scaling, tokenizer, weights
+from flm_jax.verbs import budget, compile_, evaluate, generate, mup, scaling, tokenizer, weights
 from flm_jax.verbs.parsing import add_gin, parse_gin, positive, verb
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_UNREAD, EXIT_STOPPED = 1, 2, 130, 141, 143
@@ -81,14 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     mup.add(verbs)
     generate.add(verbs)
     weights.add(verbs)
-
-    evaluate = verb(verbs, "eval", _eval, "a checkpoint's loss on the held-out text of prepared tasks")
-    evaluate.add_argument("--model_dir", required=True, help="a run's directory, of `flm train` or of t5x")
-    evaluate.add_argument("--prepared_dir", required=True, help="what `flm data prepare` wrote")
-    evaluate.add_argument("--step", type=int, help="which checkpoint; the newest unless given")
-    evaluate.add_argument("--batch_size", type=positive, default=8, help="sequences at a time")
-    evaluate.add_argument("--num_sequences", type=positive, help="of each task; all unless given")
-    evaluate.add_argument("--json", help="write the table's numbers to this file")
+    evaluate.add(verbs)
 
     demo = verb(
         verbs, "demo", _demo, "train and grow a small English-Chinese model on text found on this machine"
@@ -251,18 +244,6 @@ def _grow(options: argparse.Namespace) -> int:
     except FunctionChangedError as error:
         print(f"flm grow: {error}", file=sys.stderr)
         return EXIT_FAILED
-    return 0
-
-
-def _eval(options: argparse.Namespace) -> int:
-    from flm_jax.training import evaluation
-
-    found = evaluation.evaluate(
-        options.model_dir, options.prepared_dir, options.step, options.batch_size, options.num_sequences
-    )
-    print(found.table())
-    if options.json:
-        found.write_json(options.json)
     return 0
 
 

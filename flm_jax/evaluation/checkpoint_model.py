@@ -5,19 +5,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
 from jax.sharding import Mesh
 
 from flm_jax.config import ModelConfig
-from flm_jax.evaluation.prefix_sharing import rounded
 from flm_jax.evaluation.scored_rows import BEGINNING, Request
 from flm_jax.evaluation.scoring import Scorer
 from flm_jax.evaluation.text_model import Score
-from flm_jax.generation import Sampling, generate
+from flm_jax.generation import Sampling, Writer
 from flm_jax.grow.lineage import Lineage
 from flm_jax.layers.growth_mask import GrowthMask
-from flm_jax.network import Decoder
 from flm_jax.tasks.vocabulary import Vocabulary
 from flm_jax.training.checkpoints import load_params
 
@@ -55,14 +51,10 @@ class CheckpointModel:
         batch_size: int = 32,
         max_length: int | None = None,
     ) -> None:
-        if vocabulary.size > config.vocab_size:
-            raise ValueError(
-                f"expected a tokenizer of at most ModelConfig.vocab_size = {config.vocab_size} pieces, found "
-                f"{vocabulary.size} in {vocabulary.path}"
-            )
         self.vocabulary = vocabulary
         self.scorer = Scorer(config, params, growth, mesh, batch_size, max_length)
-        self._config, self._params, self._growth, self._batch_size = config, params, growth, batch_size
+        self._writer = Writer(config, params, vocabulary, growth, mesh)
+        self._max_length, self._batch_size = self.scorer.max_length, batch_size
         self._num_cut = 0  # prompts
         self._encode = functools.lru_cache(_REMEMBERED)(vocabulary.encode)
 
@@ -81,6 +73,15 @@ class CheckpointModel:
         metadata.check_tokenizer(vocabulary.sha256, str(tokenizer))
         growth = Lineage.from_json(metadata.growth_record).mask_at(found_step)
         return cls(metadata.config, params, vocabulary, growth, **options)
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of the results must know."""
+        if not self.num_cut:
+            return []
+        return [
+            f"{self.num_cut:,} questions were longer than {self._max_length:,} tokens and lost their beginning"
+        ]
 
     @property
     def num_cut(self) -> int:
@@ -117,43 +118,17 @@ class CheckpointModel:
         seed: int = 0,
     ) -> list[str]:
         """`complete`, with tokens drawn as `sampling` says."""
-        room = self._config.max_length - max_new_tokens
+        room = self._max_length - max_new_tokens
         if room < 1:
             raise ValueError(
-                f"expected room for a prompt in ModelConfig.max_length = {self._config.max_length} tokens, found "
+                f"expected room for a prompt in ModelConfig.max_length = {self._max_length} tokens, found "
                 f"{max_new_tokens} new tokens asked for (max_gen_toks, of a benchmark's generation_kwargs)"
             )
         encoded = [self.vocabulary.encode(prompt) for prompt in prompts]
         self._num_cut += sum(len(tokens) >= room for tokens in encoded)
-        ids = [[BEGINNING, *tokens[max(len(tokens) - room + 1, 0) :]] for tokens in encoded]
-        order = sorted(range(len(ids)), key=lambda index: -len(ids[index]))
-        texts: dict[int, str] = {}
-        for first in range(0, len(order), self._batch_size):
-            numbers = order[first : first + self._batch_size]
-            new = self._continued([ids[number] for number in numbers], max_new_tokens, sampling, seed)
-            texts |= dict(zip(numbers, new, strict=True))
-        return [_until(texts[number], stop) for number in range(len(ids))]
-
-    def _continued(
-        self, prompts: list[list[int]], max_new_tokens: int, sampling: Sampling, seed: int
-    ) -> list[str]:
-        """What the model writes behind decoder inputs, as text."""
-        size = rounded(max(map(len, prompts)))
-        padded = np.zeros((self._batch_size, size), np.int32)
-        lengths = np.ones(self._batch_size, np.int32)
-        for row, tokens in enumerate(prompts):
-            padded[row, : len(tokens)], lengths[row] = tokens, len(tokens)
-        write = jax.jit(
-            functools.partial(
-                generate, Decoder(self._config), max_new_tokens=max_new_tokens, sampling=sampling
-            )
-        )
-        made = write(self._params, padded, lengths, rng=jax.random.key(seed), growth=self._growth)
-        pieces = self.vocabulary.size  # rows of the table beyond the vocabulary's pieces are never trained
-        return [
-            self.vocabulary.decode([token for token in row if token < pieces])
-            for row in made.tokens[: len(prompts)].tolist()
-        ]
+        kept = [tokens[max(len(tokens) - room + 1, 0) :] for tokens in encoded]
+        stop = [end for end in stop if end]
+        return self._writer.complete(kept, max_new_tokens, stop, sampling, seed, self._batch_size)
 
     def _split(self, context: str, continuation: str) -> Request:
         """Ids of the context and of the continuation, as they are when the two are one text.
@@ -172,10 +147,3 @@ class CheckpointModel:
             end = min(first + size, len(ids))
             whole = ids[end - size - 1 : end] if first else [BEGINNING, *ids[:end]]
             yield whole[: len(whole) - (end - first)], ids[first:end]
-
-
-def _until(text: str, stop: Sequence[str]) -> str:
-    """The text before the first of the strings `stop`."""
-    for end in stop:
-        text = text.partition(end)[0] if end else text
-    return text

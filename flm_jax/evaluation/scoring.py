@@ -4,7 +4,7 @@ import collections
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -79,12 +79,6 @@ class Scorer:
             self._multiple = mesh.shape["sequence"] * mesh.shape["tensor"]
         self._params = params
         self._batch_size = -(-batch_size // self._shards) * self._shards
-        everywhere = None if mesh is None else NamedSharding(mesh, PartitionSpec())
-        self._program = jax.jit(
-            functools.partial(_log_probabilities, self._decoder),
-            static_argnames=("cache_length", "shards", "chunk"),
-            out_shardings=everywhere,
-        )
 
     def scores(self, requests: Sequence[Request]) -> list[Score]:
         """The score of each (context ids, continuation ids), in the order given.
@@ -134,7 +128,7 @@ class Scorer:
             if self._mesh is not None:
                 context.enter_context(jax.set_mesh(self._mesh))
                 context.enter_context(partitioning.axis_rules())
-            return self._program(
+            return _program(self._decoder, self._mesh)(
                 self._params,
                 self._growth,
                 levels,
@@ -150,6 +144,17 @@ class Scorer:
             return jnp.asarray(array)
         sharding = NamedSharding(self._mesh, partitioning.mesh_spec("batch"))
         return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+
+# One for each model, not for each scorer: an evaluation every so many steps compiles once.
+@functools.lru_cache(maxsize=8)
+def _program(decoder: Decoder, mesh: Mesh | None) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    """`_log_probabilities`, compiled; what it finds is known on all devices."""
+    return jax.jit(
+        functools.partial(_log_probabilities, decoder),
+        static_argnames=("cache_length", "shards", "chunk"),
+        out_shardings=None if mesh is None else NamedSharding(mesh, PartitionSpec()),
+    )
 
 
 class _Level(NamedTuple):

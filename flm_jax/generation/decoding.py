@@ -9,6 +9,7 @@ from flm_jax.config import at_least_float32
 from flm_jax.generation.sampling import Sampling, choose, penalised
 from flm_jax.layers.growth_mask import GrowthMask
 from flm_jax.network import Decoder
+from flm_jax.partitioning import constrain
 from flm_jax.tasks.tokenizers.reserved import EOS_ID
 
 
@@ -147,7 +148,8 @@ def advance(
         jnp.zeros((batch,), at_least_float32(decoder.config.dtype)),
     )
     end = jax.lax.while_loop(go_on, one_token, start)
-    return end.state, Generated(end.tokens, end.scores)
+    # Known to every process, whose batch may be split over all of them.
+    return end.state, Generated(constrain(end.tokens, None, None), constrain(end.scores, None))
 
 
 def generate(

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -30,6 +29,12 @@ _begin = jax.jit(begin, static_argnames=("decoder", "cache_length", "remembers")
 _advance = jax.jit(
     advance, static_argnames=("decoder", "num_tokens", "sampling", "eos_id"), donate_argnames="state"
 )
+
+
+@jax.jit
+def _keys(seed: int, places: jax.Array) -> jax.Array:
+    """Of the draws of each prompt `[B]`, by its place among all."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), places)
 
 
 class _Row(NamedTuple):
@@ -88,7 +93,7 @@ class Writer:
         drawable = np.zeros(config.vocab_size, bool)
         drawable[: vocabulary.size] = vocabulary.piece_bytes > 0
         drawable[EOS_ID] = True
-        self._drawable = jnp.asarray(drawable)
+        self._drawable = drawable
 
     def encode(self, prompt: str | Sequence[int]) -> list[int]:
         """What the model reads: token 0, then the prompt's."""
@@ -171,9 +176,9 @@ class Writer:
         ended = np.arange(len(lengths)) >= len(batch)
         places = np.zeros(len(lengths), np.int32)
         places[: len(batch)] = [row.place for row in batch]
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(order.seed), places)
         decoder = Decoder(order.config)
         with self._placement():
+            keys = _keys(order.seed, places)
             state = _begin(
                 decoder, self._params, prompts, lengths, ended, self._growth,
                 cache_length=_rounded_up(prompts.shape[1] + order.max_new_tokens),
@@ -183,7 +188,7 @@ class Writer:
             limit = min(chunk, order.max_new_tokens - written)
             with self._placement():
                 state, new = _advance(
-                    decoder, self._params, state._replace(ended=jnp.asarray(ended)), keys, np.int32(limit),
+                    decoder, self._params, state._replace(ended=ended.copy()), keys, np.int32(limit),
                     self._drawable, self._growth, num_tokens=_CHUNK, sampling=order.sampling,
                 )  # fmt: skip
             tokens = np.asarray(new.tokens)[: len(batch), :limit].tolist()

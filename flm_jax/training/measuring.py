@@ -70,7 +70,9 @@ class Measuring:
                 f"eval {step:>6}  {name}: loss {found.loss:.4f} nats/token, {found.bits_per_byte:.4f} bits/byte "
                 f"({found.tokens:,} tokens)"
             )
-        return tasks and {
+        if tasks is None:
+            return None
+        return {
             f"{EVAL}{name}/{measure}": getattr(found, measure)
             for name, found in tasks.items()
             for measure in ("loss", "bits_per_byte", "accuracy")

@@ -10,16 +10,24 @@ import jax
 import pytest
 
 from flm_jax import ModelConfig, cli, network
+from flm_jax.evaluation.held_out_text import held_out, open_tasks
+from flm_jax.evaluation.opened import open_checkpoint
 from flm_jax.grow.lineage import Lineage
 from flm_jax.layers import attention
 from flm_jax.training import continuation
 from flm_jax.training.checkpoint_growth import CheckpointGrowth, Settings
-from flm_jax.training.evaluation import evaluate
+from flm_jax.training.held_out import HeldOutLoss
 from flm_jax.training.run_log import read_metrics
 from tests.prepared_data import make_tokenizer, write_texts
 from tests.training import runs
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
+def evaluate(
+    model_dir: Path, prepared_dir: Path, step: int | None = None, **settings: int
+) -> dict[str, HeldOutLoss]:
+    return held_out(open_checkpoint(str(model_dir), step), open_tasks(str(prepared_dir)), **settings)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +64,7 @@ def test_in_mid_ramp_it_is_under_the_mask(model_dir: Path, prepared_dir: Path, t
     """Just grown, hidden by the mask: the loss of the small model, and another one without the mask."""
     target = dataclasses.replace(runs.CONFIG, d_model=32, d_ff=80)
     CheckpointGrowth(model_dir, target, Settings(method="msg")).write(tmp_path / "grown")
-    before, after = (evaluate(str(path), str(prepared_dir)).tasks for path in (model_dir, tmp_path / "grown"))
+    before, after = (evaluate(path, prepared_dir) for path in (model_dir, tmp_path / "grown"))
     assert [loss.loss for loss in after.values()] == pytest.approx(
         [loss.loss for loss in before.values()], rel=1e-6
     )
@@ -64,13 +72,13 @@ def test_in_mid_ramp_it_is_under_the_mask(model_dir: Path, prepared_dir: Path, t
     assert Lineage.from_json(metadata.growth_record).mask_at(4) is not None
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Lineage, "mask_at", lambda self, step: None)
-        unmasked = evaluate(str(tmp_path / "grown"), str(prepared_dir)).tasks
+        unmasked = evaluate(tmp_path / "grown", prepared_dir)
     assert unmasked["en"].loss != pytest.approx(before["en"].loss, rel=1e-4)
 
 
 def test_a_part_of_it(model_dir: Path, prepared_dir: Path) -> None:
-    found = evaluate(str(model_dir), str(prepared_dir), step=4, batch_size=2, num_sequences=3)
-    assert all(0 < loss.tokens <= 3 * 64 for loss in found.tasks.values())
+    found = evaluate(model_dir, prepared_dir, step=4, batch_size=2, num_sequences=3)
+    assert all(0 < loss.tokens <= 3 * 64 for loss in found.values())
 
 
 def test_mistakes(model_dir: Path, prepared_dir: Path, tmp_path: Path, capsys: Any) -> None:
@@ -108,5 +116,5 @@ def test_attention_knows_that_it_is_on_one_device(
         return attention.choose(config, length, platform)
 
     monkeypatch.setattr(network, "choose", choose)
-    evaluate(str(model_dir), str(prepared_dir), num_sequences=8)
+    evaluate(model_dir, prepared_dir, num_sequences=8)
     assert meshes and all(mesh and set(mesh.values()) == {1} for mesh in meshes)
