@@ -14,9 +14,10 @@ import numpy as np
 
 from flm_jax.evaluation.scored_rows import Row
 
-# A position of a row's cache costs this share of a computed token: it is copied from level to level and looked at by
-# every query. Measured by benchmarks/scoring.py at widths from 256 to 1,024.
-CACHE_COST = 1 / 16
+# What a position of a row's cache costs beside a computed token: it is copied from level to level, and every query
+# looks at it. On two CPU cores at width 256 benchmarks/scoring.py --cache_cost found 1/4, in which queries count that
+# would look back without a cache, too; the gain on rows like HellaSwag's speaks for this. Wider models have less of it.
+CACHE_COST = 1 / 8
 # Rows belong together if this share of the longer one is common to both; so many are worth a batch of their own.
 _COMMON_SHARE = 1 / 4
 _LEAST_TOGETHER = 4
