@@ -114,6 +114,8 @@ class Export:
             tensor_files.write(folder, planned, self.dtype, max_shard_bytes, progress)
             json_file.write_json(folder / "config.json", self._config_json())
             json_file.write_json(folder / "generation_config.json", self._ids())
+            for file in folder.glob("*.safetensors"):  # which the library gives to their owner alone
+                shutil.copymode(folder / "config.json", file)
             if not self.is_llama:
                 for name in _CODE:
                     shutil.copyfile(Path(__file__).parent / "torch_files" / name, folder / name)
