@@ -47,7 +47,8 @@ def row_order(source_ids: np.ndarray, rows: int) -> np.ndarray:
     """For each row of our tables the row of the foreign one: those of our tokens, then what no token of ours takes.
 
     The rows that are left over keep their part in the softmax, so that probabilities stay as they were. Source ids
-    (2, 1, 1) of 5 rows give (2, 1, 1, 0, 3): as many rows as there were, or as there are ids.
+    (2, 1, 1) of 5 rows give (2, 1, 1, 0, 3): as many rows as there were, or as there are ids. The row that a repeated
+    id takes the place of is the last of those left over, which tables are padded with.
 
     Args:
         source_ids: int [our vocabulary], the foreign id of each of our tokens.
