@@ -181,7 +181,7 @@ def machine() -> str:
     return f"{device} ({name}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}); jax {metadata.version('jax')}"
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Every shape."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--shapes", nargs="+", default=["4x256"], choices=SHAPES)
@@ -190,7 +190,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--cache_cost", action="store_true", help="measure what decides about sharing, too")
     parser.add_argument("--json")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     print(f"{machine()}; {options.rounds} rounds, batches of {options.batch_size} rows")
     found: dict[str, Any] = {"machine": machine(), "batch_size": options.batch_size}
     for shape in options.shapes:
