@@ -85,6 +85,10 @@ def demo(out: str | Path, json_file: str | Path | None, flags: Sequence[str] = (
     if json_file is not None:
         write_json(json_file, numbers)
         print(f"numbers: {json_file}")
+    print(
+        f"the stages side by side: flm eval --model_dir={run} --stages --prepared_dir={out / 'prepared'} --suite=iq "
+        f"--num_items=50 --report={out / 'report'}"
+    )
     return numbers
 
 

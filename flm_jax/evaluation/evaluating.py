@@ -36,7 +36,7 @@ class Request:
     suites: Sequence[Suite] = ()
     tokenizer: str | None = None
     mesh: MeshShape = MeshShape(data=1)
-    batch_size: int = 8
+    batch_size: int = 32
     num_sequences: int | None = None
 
 

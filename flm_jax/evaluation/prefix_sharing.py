@@ -7,7 +7,7 @@ every row, in which all predictions lie that are asked for. Which of the levels 
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -56,6 +56,33 @@ class Level:
     parents: np.ndarray  # int32 [N], row of the same part in the level above
 
 
+class Shape(NamedTuple):
+    """What a program is compiled for.
+
+    A batch in one shape can be computed in another that is as large in every way, for the price of more padding.
+    """
+
+    levels: tuple[tuple[int, int], ...]  # of each level: rows of a part, and their length
+    cache_length: int
+    wanted: tuple[int, int]  # of a row: places where predictions are asked for, and predictions at each
+
+    @property
+    def cost(self) -> float:
+        """Token positions that a part computes and reads out, padding too, and those of the cache at their share."""
+        computed = sum(rows * (length + CACHE_COST * self.cache_length) for rows, length in self.levels)
+        return computed + self.levels[-1][0] * self.wanted[0]
+
+    def holds(self, other: "Shape") -> bool:
+        """Whether a batch of the other shape can be computed in this one."""
+        return len(self.levels) == len(other.levels) and all(
+            mine >= theirs for mine, theirs in zip(self._sizes, other._sizes, strict=True)
+        )
+
+    @property
+    def _sizes(self) -> tuple[int, ...]:
+        return (*itertools.chain.from_iterable(self.levels), self.cache_length, *self.wanted)
+
+
 @dataclasses.dataclass(frozen=True)
 class Batch:
     """Rows that are computed together.
@@ -65,20 +92,40 @@ class Batch:
         levels: From the common beginning to the ends; of the last, row r of part p is that of `parts[p][r]`.
         starts: Of each part's rows, the position where the last level begins.
         cache_length: Positions of the cache; 0 where one level is all.
+        wanted: As in `Shape`.
     """
 
     parts: list[list[int]]
     levels: list[Level]
     starts: list[list[int]]
     cache_length: int
+    wanted: tuple[int, int]
 
     @property
-    def cost(self) -> float:
-        """Token positions that are computed, padding too, and those of the cache at their share."""
-        return sum(
-            level.tokens.shape[0] * (level.tokens.shape[1] + CACHE_COST * self.cache_length)
-            for level in self.levels
+    def shape(self) -> Shape:
+        """Of its arrays, as small as it may be."""
+        shapes = (level.tokens.shape for level in self.levels)
+        return Shape(
+            tuple((rows // len(self.parts), length) for rows, length in shapes),
+            self.cache_length,
+            self.wanted,
         )
+
+    def in_shape(self, shape: Shape) -> "Batch":
+        """The same in a shape that holds it; rows that are added compute a token of padding."""
+
+        def filled(array: np.ndarray, *sizes: int) -> np.ndarray:
+            parts = array.reshape(len(self.parts), -1, *array.shape[1:])
+            missing = [(0, size - there) for size, there in zip(sizes, parts.shape[1:], strict=True)]
+            return np.pad(parts, [(0, 0), *missing]).reshape(-1, *sizes[1:])
+
+        levels = [
+            Level(
+                filled(level.tokens, rows, length), filled(level.lengths, rows), filled(level.parents, rows)
+            )
+            for level, (rows, length) in zip(self.levels, shape.levels, strict=True)
+        ]
+        return dataclasses.replace(self, levels=levels, cache_length=shape.cache_length, wanted=shape.wanted)
 
 
 def batches(
@@ -101,7 +148,8 @@ def batches(
             chosen += [[] for _ in range(shards - len(chosen))]
             ways = itertools.product((False, True), repeat=2) if share else ((False, False),)
             yield min(
-                (_batch(rows, chosen, size, multiple, *way) for way in ways), key=lambda batch: batch.cost
+                (_batch(rows, chosen, size, multiple, *way) for way in ways),
+                key=lambda batch: batch.shape.cost,
             )
 
 
@@ -181,7 +229,14 @@ def _batch(
             [node.start for node in tree[-1][: len(part)]] for part, tree in zip(parts, trees, strict=True)
         ],
         cache_length=rounded(max(ends), steps=2) if len(lengths) > 1 else 0,
+        wanted=_wanted([rows[number].targets for part in parts for number in part]),
     )
+
+
+def _wanted(targets: Sequence[Mapping[int, Collection[int]]]) -> tuple[int, int]:
+    """As in `Shape`."""
+    most = max(len(tokens) for of_row in targets for tokens in of_row.values())
+    return rounded(max(map(len, targets))), 1 << (most - 1).bit_length()
 
 
 def _tree(rows: Sequence[Row], part: list[int], prefix: bool, stems: bool) -> list[list[Node]]:

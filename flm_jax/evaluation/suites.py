@@ -41,7 +41,7 @@ class SuiteRun:
     """
 
     suites: Sequence[Suite]
-    batch_size: int = 8
+    batch_size: int = 32
 
     def __call__(
         self,

@@ -38,7 +38,7 @@ def add(verbs: argparse._SubParsersAction) -> None:
     _add_benchmarks(what)
 
     how = evaluate.add_argument_group("how, and where to")
-    how.add_argument("--batch_size", type=positive, default=8, help="sequences or questions at a time")
+    how.add_argument("--batch_size", type=positive, default=32, help="sequences or questions at a time")
     add_mesh(evaluate)
     how.add_argument("--json", help="write the numbers to this file")
     how.add_argument("--report", help="write report.json, report.md and report.png to this directory")

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flm_jax import Decoder, ModelConfig
-from flm_jax.evaluation import prefix_sharing
+from flm_jax.evaluation import prefix_sharing, scoring
 from flm_jax.evaluation.scored_rows import Questions, Request
 from flm_jax.evaluation.scoring import Scorer
 from flm_jax.evaluation.text_model import Score
@@ -126,8 +126,6 @@ def test_in_float32_and_every_way_of_sharing(block: dict, monkeypatch: pytest.Mo
 
 
 def test_logits_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    from flm_jax.evaluation import scoring
-
     config = small_config()
     params = random_params(config)
     requests: list[Request] = [([0, 5], list(range(10, 10 + length))) for length in (37, 3, 20)]
@@ -226,3 +224,47 @@ def test_sizes_are_few_and_not_much_larger(count: int, steps: int) -> None:
     size = prefix_sharing.rounded(count, steps)
     assert count <= size and (size < count * (1 + 1 / steps) + 8 or size <= 16)
     assert prefix_sharing.rounded(size, steps) == size
+
+
+def test_programs_are_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By other requests, another scorer of the model and on several devices, if the padding is worth it."""
+    config = small_config(init_std=0.017)  # whose programs no other test has
+    params, mesh = random_params(config), MeshShape(data=4, fsdp=2).build()
+    requests = [questions(seed) for seed in range(3)]
+    # With one shape that holds all, whatever it costs, there are as many programs as ways of sharing.
+    monkeypatch.setattr(scoring, "_SLACK", 1e9)
+    sizes = []
+    for asked in (*requests, [([0, 5], [7])], requests[0]):
+        options: dict[str, Any]
+        for options in ({"batch_size": 12}, {"batch_size": 16, "mesh": mesh}):
+            scorer = Scorer(config, params, **options)
+            check(scorer.scores(asked), [plain(config, params, request) for request in asked], 1e-5)
+        sizes.append(scorer._program.run._cache_size())
+    assert sizes[-1] == sizes[-2] and sizes[-1] <= 4 + len(requests)
+    monkeypatch.setattr(scoring, "_SLACK", 1.0)
+    scorer = Scorer(config, params, **options)
+    scorer.scores([([0, 5], [7])])
+    assert scorer._program.run._cache_size() == sizes[-1] + 1
+
+
+@given(st.integers(1, 3), st.integers(1, 9), st.integers(1, 5))
+def test_a_shape_that_holds_a_batch(parts: int, rows: int, more: int) -> None:
+    draw = np.random.default_rng(rows)
+    requests: list[Request] = [([0, *draw.integers(3, 96, 9).tolist()], [5, 6]) for _ in range(rows)]
+    (batch, *_) = prefix_sharing.batches(Questions(requests, 64).rows, 12 * parts, parts)
+    shape = batch.shape
+    assert shape.holds(shape) and batch.in_shape(shape).shape == shape
+    larger = shape._replace(
+        levels=tuple((count + more, length + 2 * more) for count, length in shape.levels),
+        cache_length=shape.cache_length + more,
+        wanted=(shape.wanted[0] + more, shape.wanted[1]),
+    )
+    assert larger.holds(shape) and not shape.holds(larger) and larger.cost > shape.cost
+    fitted = batch.in_shape(larger)
+    assert fitted.shape == larger
+    for before, after in zip(batch.levels, fitted.levels, strict=True):
+        size = len(before.tokens) // parts
+        old = before.tokens.reshape(parts, size, -1)
+        new = after.tokens.reshape(parts, size + more, -1)
+        assert (new[:, :size, : old.shape[2]] == old).all() and new.sum() == old.sum()
+        assert (after.lengths.reshape(parts, -1)[:, :size] == before.lengths.reshape(parts, size)).all()
