@@ -60,7 +60,7 @@ class IqSuite:
         sets = iq.suite(self.languages, self.tasks, self.num_items, self.shots, self.symbolic_dir, self.seed)
         for items in sets:
             result = iq.measure(model, items)
-            beside = {"trivial": result.baseline, "oracle": result.oracle}
+            beside = {"baseline": result.baseline, "oracle": result.oracle}
             known = {name: value for name, value in beside.items() if value is not None}
             for metric, rate in ((EXACT, result.exact), (CHOICE, result.choice)):
                 yield Measured(

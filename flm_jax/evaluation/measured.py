@@ -21,7 +21,7 @@ class Measured:
         high: Likewise.
         count: Questions, or tokens, that it is the mean of; None where that is not known.
         share: Whether it is a share of the questions.
-        baselines: What those score that have learnt nothing, or everything: `chance`, `trivial`, `oracle`.
+        baselines: What those score that have learnt nothing, or everything: `chance`, `baseline`, `oracle`.
     """
 
     suite: str

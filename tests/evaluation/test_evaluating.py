@@ -147,4 +147,4 @@ def test_mistakes(grown: Path, prepared_dir: Path, capsys: pytest.CaptureFixture
     assert "--stages and --step both say" in failure("--stages", "--step=4", held_out)
     assert "found 2 of --model_dir" in failure(f"--model_dir={grown}", "--step=4", held_out)
     assert "expected --mesh=AXIS=DEVICES" in failure("--mesh=width=2", held_out)
-    assert "multiple of 3 devices, found 8" in failure("--mesh=data=3", held_out)
+    assert "multiple of 3 devices, found 32" in failure("--mesh=data=3", held_out)
