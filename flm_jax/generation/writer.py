@@ -1,7 +1,6 @@
 """A checkpoint as a writer: whole texts in batches, or one text as it is written."""
 
 import contextlib
-import itertools
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -226,12 +225,10 @@ class Writer:
 
 
 def _batches(rows: Sequence[_Row], batch_size: int) -> Iterator[list[_Row]]:
-    """Rows whose rounded lengths are the same, so that none is padded for the sake of another."""
+    """Rows of about one length, whole batches as far as they go: a batch more is a program more, and takes longer."""
     ordered = sorted(rows, key=lambda row: len(row.tokens), reverse=True)
-    for _, group in itertools.groupby(ordered, key=lambda row: _rounded_up(len(row.tokens))):
-        of_one_length = list(group)
-        for start in range(0, len(of_one_length), batch_size):
-            yield of_one_length[start : start + batch_size]
+    for start in range(0, len(ordered), batch_size):
+        yield ordered[start : start + batch_size]
 
 
 def _padded(batch: Sequence[_Row], num_rows: int) -> tuple[np.ndarray, np.ndarray]:
