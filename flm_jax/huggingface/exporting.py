@@ -15,7 +15,7 @@ import numpy as np
 
 from flm_jax import json_file, parameters
 from flm_jax.huggingface import flm, layout, llama, record, tensor_files
-from flm_jax.tasks.tokenizers.reserved import EOS_ID, PAD_ID
+from flm_jax.tasks.tokenizers.reserved import EOS_ID, PAD_ID, UNK_ID
 from flm_jax.tasks.vocabulary import Vocabulary
 from flm_jax.training.checkpoints import key_path
 from flm_jax.training.continuation import find
@@ -49,7 +49,7 @@ class Export:
     Raises:
         FileNotFoundError: there is no such checkpoint.
         CheckpointMismatchError: its mask still opens, or it lacks parameters of its model.
-        ValueError: the tokenizer is another than the model's.
+        ValueError: the tokenizer is another than the model's, or nobody knows which the model's is.
     """
 
     def __init__(self, checkpoint: Path, dtype: str | None = None, tokenizer: Path | None = None) -> None:
@@ -65,6 +65,12 @@ class Export:
         self._check_shapes(found.directory)
         self._vocabulary = None if tokenizer is None else Vocabulary(tokenizer)
         if self._vocabulary is not None:
+            if found.metadata.data["tokenizer"] is None:
+                raise ValueError(
+                    f"{found.directory} was imported without a tokenizer, and its ids are the foreign ones, not those "
+                    f"that {tokenizer} has here: leave out --tokenizer and copy the foreign files beside the weights, "
+                    "or import it again with --tokenizer"
+                )
             found.metadata.check_tokenizer(self._vocabulary.sha256, str(tokenizer))
         self.dtype = DTYPES[dtype or self.config.param_dtype]
         self.is_llama = llama.is_llama(self.config)
@@ -105,8 +111,11 @@ class Export:
 
         Raises:
             FileExistsError: `out` holds something.
+            ValueError: a value does not fit into `dtype`, or the tokenizer would read text in another way there.
         """
         with _whole_or_not(out) as folder:
+            if self._vocabulary is not None:  # first, because it may be refused
+                self._write_tokenizer(folder, self._vocabulary)
             planned = [
                 tensor_files.Planned(tensor.name, tensor.shape, functools.partial(self._make, tensor))
                 for tensor in self._tensors
@@ -119,8 +128,6 @@ class Export:
             if not self.is_llama:
                 for name in _CODE:
                     shutil.copyfile(Path(__file__).parent / "torch_files" / name, folder / name)
-            if self._vocabulary is not None:
-                self._write_tokenizer(folder, self._vocabulary)
             check(folder)
 
     def _make(self, tensor: layout.Tensor) -> np.ndarray:
@@ -153,14 +160,15 @@ class Export:
             record.KEY: record.to_json(self.step, self._metadata),
         }
 
-    def _ids(self) -> dict[str, int]:
-        """Of the tokens that begin and end a document; padding is the end's, because the beginning must be seen.
+    def _ids(self) -> dict[str, int | None]:
+        """Of the tokens that begin and end a document, and of padding: as in `tokenizers.export.special_tokens_map`.
 
-        An imported model whose tokenizer was not given has ids that nobody told us.
+        An imported model whose tokenizer was not given has ids that nobody told us; what is left out, `LlamaConfig`
+        takes for 1 and 2.
         """
         if self._metadata.data["tokenizer"] is None:
-            return {}
-        return {"bos_token_id": PAD_ID, "eos_token_id": EOS_ID, "pad_token_id": EOS_ID}
+            return {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+        return {"bos_token_id": PAD_ID, "eos_token_id": EOS_ID, "pad_token_id": UNK_ID}
 
     def _check_shapes(self, directory: Path) -> None:
         table = jax.tree_util.tree_leaves_with_path(

@@ -132,9 +132,7 @@ class Tensor:
     def make(self, read: Callable[[KeyPath, int | None], np.ndarray]) -> np.ndarray:
         """The tensor, from our parameters: `read(path, layer)` gives one, or one layer of it."""
         arrays = [self._there(part, read(part.path, self.layer)) for part in self.parts]
-        if len(arrays) == 1:
-            return np.ascontiguousarray(arrays[0])
-        return np.concatenate(arrays, axis=self._outputs)
+        return np.ascontiguousarray(np.concatenate(arrays, axis=self._outputs) if arrays[1:] else arrays[0])
 
     def take(self, part: Part, read: Callable[[Index], np.ndarray], config: ModelConfig) -> np.ndarray:
         """One of our parameters, from the tensor: `read(index)` gives a part of that."""

@@ -1,6 +1,7 @@
 """Checkpoints to export, made without a run."""
 
 import contextlib
+import random
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ import optax
 
 from flm_jax import Decoder, ModelConfig, parameters
 from flm_jax.huggingface.fresh_state import fresh_state
+from flm_jax.tasks.vocabulary import Vocabulary, train_tokenizer
 from flm_jax.training.checkpoints import Checkpoints
 from flm_jax.training.metadata import Metadata
 from tests.models import random_tokens
+from tests.prepared_data import english
 
 DATA = {"length": 64, "tokenizer": "0f", "tasks": {"en": "1e"}}
 LLAMA_CONSTANTS = {"parametrization": "standard", "input_mult": 1.0, "output_mult": 1.0}
@@ -25,6 +28,12 @@ def write(model_dir: Path, config: ModelConfig, params: Any, step: int = 7, **me
     with contextlib.closing(Checkpoints(model_dir)) as checkpoints:
         checkpoints.save(fresh_state(described, step, params), described)
     return model_dir
+
+
+def tokenizer(path: Path) -> Vocabulary:
+    """One of 400 pieces, in a new file."""
+    draw = random.Random(4)
+    return train_tokenizer([english(draw, 40) for _ in range(200)], path, 400)
 
 
 def random_params(config: ModelConfig, seed: int = 0) -> Any:

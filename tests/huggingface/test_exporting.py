@@ -176,7 +176,42 @@ def test_ids_are_ours_and_padding_is_not_the_beginning(tmp_path: Path) -> None:
     config = small_config()
     Export(checkpoints.write(tmp_path / "run", config, random_params(config))).write(tmp_path / "out")
     generation = json.loads((tmp_path / "out" / "generation_config.json").read_text("utf-8"))
-    assert generation == {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
+    assert generation == {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
+
+
+def test_a_tokenizer_that_is_refused_is_refused_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not after hours of writing tensors."""
+    vocabulary = checkpoints.tokenizer(tmp_path / "tokenizer.model")
+    config = small_config(vocab_size=400)
+    data = {**checkpoints.DATA, "tokenizer": vocabulary.sha256}
+    run = checkpoints.write(tmp_path / "run", config, random_params(config), data=data)
+
+    def refused(*_: Any) -> None:
+        raise ValueError("reads this text in another way")
+
+    monkeypatch.setattr("flm_jax.tasks.tokenizers.export.to_tokenizer_json", refused)
+    made: list[int] = []
+    with pytest.raises(ValueError, match="in another way"):
+        Export(run, tokenizer=vocabulary.path).write(tmp_path / "out", progress=made.append)
+    assert not made and not (tmp_path / "out").exists()
+
+
+def test_ids_that_nobody_knows_get_no_tokenizer(tmp_path: Path) -> None:
+    """An imported model without its tokenizer has foreign ids: any file of ours would name other rows."""
+    config = small_config(**LLAMA)
+    data: dict[str, Any] = {"length": None, "tokenizer": None, "tasks": {}}
+    run = checkpoints.write(tmp_path / "run", config, random_params(config), data=data)
+    vocabulary = checkpoints.tokenizer(tmp_path / "tokenizer.model")
+    with pytest.raises(
+        ValueError, match=r"was imported without a tokenizer.*import it again with --tokenizer"
+    ):
+        Export(run, tokenizer=vocabulary.path)
+    Export(run).write(tmp_path / "out")
+    ids = {f"{name}_token_id": None for name in ("bos", "eos", "pad")}
+    assert json.loads((tmp_path / "out" / "generation_config.json").read_text("utf-8")) == ids
+    assert ids.items() <= config_of(tmp_path / "out").items()
 
 
 def test_nothing_is_written_over_and_nothing_left(tmp_path: Path) -> None:

@@ -79,10 +79,12 @@ def rotate(x, cos, sin):
 
 
 def visible(attention_mask, past, length, keys, device):
-    """True where a query may look at a key: [B or 1, 1, L, S].
+    """True where a query may look at a key: [B or 1, 1, L, S]; of that shape already with a static cache in generate().
 
     Every query sees itself, padding too: a row without keys would be NaN, and spoil what is behind it.
     """
+    if attention_mask is not None and attention_mask.dim() == 4:
+        return attention_mask
     query = past + torch.arange(length, device=device)[:, None]
     key = torch.arange(keys, device=device)[None]
     mask = (key <= query)[None, None]
@@ -90,7 +92,7 @@ def visible(attention_mask, past, length, keys, device):
         return mask
     if attention_mask.dim() != 2:
         raise ValueError(
-            f"FLM takes an attention_mask [batch, keys], found one of {attention_mask.dim()} dimensions"
+            f"FLM takes an attention_mask [batch, keys] or of 4 dimensions, found {attention_mask.dim()}"
         )
     kept = F.pad(attention_mask.bool(), (0, keys - attention_mask.shape[1]))[:, None, None]
     return mask & (kept | (key == query))
@@ -106,7 +108,7 @@ class FLMAttention(nn.Module):
         self.c_attn = FLMLinear(config.n_embd, sum(self.widths), config.use_bias)
         self.c_proj = FLMLinear(self.widths[0], config.n_embd, config.use_bias)
 
-    def forward(self, x, rotations, mask, cache):
+    def forward(self, x, rotations, attention_mask, past, cache):
         query, key, value = (
             part.unflatten(-1, (-1, self.config.head_dim)).transpose(1, 2)
             for part in self.c_attn(x).split(self.widths, dim=-1)
@@ -116,6 +118,8 @@ class FLMAttention(nn.Module):
             key, value = cache.update(key, value, self.layer_idx)
         shared = self.config.n_head // self.config.n_head_kv
         key, value = (part.repeat_interleave(shared, dim=1) for part in (key, value))
+        # A static cache has room for more keys than there are.
+        mask = visible(attention_mask, past, query.shape[2], key.shape[2], x.device)
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         return self.c_proj(mixed.transpose(1, 2).flatten(2))
 
@@ -147,8 +151,8 @@ class FLMBlock(nn.Module):
         self.ln_2 = FLMNorm(config)
         self.mlp = FLMMLP(config)
 
-    def forward(self, x, rotations, mask, cache):
-        x = x + self.attn(self.ln_1(x), rotations, mask, cache)
+    def forward(self, x, rotations, attention_mask, past, cache):
+        x = x + self.attn(self.ln_1(x), rotations, attention_mask, past, cache)
         return x + self.mlp(self.ln_2(x))
 
 
@@ -191,21 +195,14 @@ class FLMModel(FLMPreTrainedModel):
         length = x.shape[1]
         past = 0 if cache is None else int(cache.get_seq_length())
         if position_ids is None:
-            if attention_mask is None:
+            if attention_mask is None or attention_mask.dim() == 4:
                 position_ids = past + torch.arange(length, device=x.device)[None]
             else:
                 position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -length:]
-        keys = past + length
-        if cache is not None and getattr(
-            cache, "get_max_cache_shape", None
-        ):  # a static cache has room for more
-            room = cache.get_max_cache_shape()
-            keys = max(keys, room) if isinstance(room, int) and room > 0 else keys
-        mask = visible(attention_mask, past, length, keys, x.device)
         x = (_wide(x) * self.config.input_mult).to(x.dtype)
         rotations = rotation(position_ids, self.config)
         for block in self.h:
-            x = block(x, rotations, mask, cache)
+            x = block(x, rotations, attention_mask, past, cache)
         return self.ln_f(x)
 
 
@@ -218,6 +215,7 @@ class FLM(FLMPreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.transformer = FLMModel(config)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.loss_type = "ForCausalLM"
         self.post_init()
 
     def get_output_embeddings(self):
@@ -250,5 +248,6 @@ class FLM(FLMPreTrainedModel, GenerationMixin):
         logits = self.lm_head(x)
         loss = None
         if labels is not None:
-            loss = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())
+            # Trainer hands on how many labels there are in all the batches of an update: `num_items_in_batch`.
+            loss = self.loss_function(logits, labels, self.config.vocab_size, **kwargs)
         return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past_key_values)

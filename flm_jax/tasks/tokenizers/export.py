@@ -76,6 +76,7 @@ def tokenizer_config(max_length: int | None = None) -> Record:
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         **special_tokens_map(),
+        "padding_side": "left",  # behind a prompt it would stand between that and what is generated
         "split_special_tokens": True,
         "clean_up_tokenization_spaces": False,
         **limit,
@@ -83,11 +84,15 @@ def tokenizer_config(max_length: int | None = None) -> Record:
 
 
 def special_tokens_map() -> Record:
-    """What `special_tokens_map.json` holds. A document begins with pad, so that is also the `bos_token`."""
+    """What `special_tokens_map.json` holds.
+
+    A document begins with our pad: that is the `bos_token`, and has to be seen. What others pad with they hide, from
+    attention and from the loss, so it is neither that nor the end but the unknown, which is in no text.
+    """
     return {
         "bos_token": RESERVED_NAMES[PAD_ID],
         "eos_token": RESERVED_NAMES[EOS_ID],
-        "pad_token": RESERVED_NAMES[PAD_ID],
+        "pad_token": RESERVED_NAMES[UNK_ID],
         "unk_token": RESERVED_NAMES[UNK_ID],
     }
 

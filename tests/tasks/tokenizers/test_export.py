@@ -118,7 +118,7 @@ def test_transformers_reads_it(pair: tuple[Vocabulary, Vocabulary]) -> None:
     before, after = pair
     theirs = transformers.AutoTokenizer.from_pretrained(after.path.parent)
     found = (theirs.bos_token_id, theirs.eos_token_id, theirs.pad_token_id, theirs.unk_token_id)
-    assert found == (0, 1, 0, 2)
+    assert found == (0, 1, 2, 2)
     for text in [*CHECKED_TEXTS, *RESERVED_NAMES, *MARKS]:
         ids = before.encode(text)
         assert theirs.encode(text, add_special_tokens=False) == ids
@@ -238,4 +238,6 @@ def test_the_verb(
         "tokenizer_config.json",
     ]
     config = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text("utf-8"))
-    assert config["split_special_tokens"] and config["bos_token"] == config["pad_token"] == RESERVED_NAMES[0]
+    assert config["split_special_tokens"] and config["padding_side"] == "left"
+    names = [config[f"{name}_token"] for name in ("bos", "eos", "pad")]
+    assert names == list(RESERVED_NAMES)  # ours is no other's: see `export.special_tokens_map`
