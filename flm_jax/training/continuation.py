@@ -110,7 +110,7 @@ def history(
     """
     found = _first_of(model_dir, checkpoint)
     before = found.metadata.data_history
-    if first_sequence:
+    if first_sequence or found.metadata.has_read_nothing:
         return before.changed(found.step, batch_size, mixture, max_epochs)
     meant, caps = Mixture.of(mixture), read_epochs(max_epochs)
     return History(

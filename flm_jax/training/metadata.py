@@ -63,6 +63,11 @@ class Metadata:
             step, first = record["step"], record["sequences"]
         return History((*segments, Segment(step, first, self.batch_size, mixture)))
 
+    @property
+    def has_read_nothing(self) -> bool:
+        """Whether it is of an imported model: seed, batch size, mixture and data of a run from it may be any."""
+        return self.data.get("tasks") == {}  # streamed text, which has no such entry, was read
+
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
@@ -135,6 +140,11 @@ def mismatches(found: Metadata, wanted: Metadata, data: Literal["same", "other",
             were read must be the same. `new`: the data begins anew, and may be other data of the same tokenizer.
     """
     differences = config_mismatches(found.config, wanted.config)
+    if found.has_read_nothing:
+        ours, theirs = (one.data.get("tokenizer") for one in (wanted, found))
+        if theirs not in (None, ours):
+            differences.append(_different("tokenizer of the prepared data", ours, "PREPARED_DIR", theirs))
+        return differences
     if data != "other" and wanted.batch_size != found.batch_size:
         differences.append(_different("batch_size", wanted.batch_size, "BATCH_SIZE", found.batch_size))
     if data != "new" and wanted.seed != found.seed:
@@ -145,8 +155,6 @@ def mismatches(found: Metadata, wanted: Metadata, data: Literal["same", "other",
     names = {"tokenizer": "PREPARED_DIR", "length": "TASK_FEATURE_LENGTHS", "tasks": "PREPARED_DIR"}
     for name, macro in list(names.items())[: 1 if data == "new" else None]:
         ours, theirs = wanted.data.get(name), found.data.get(name)
-        if name in found.data and not theirs:  # an imported model, which has read nothing
-            continue
         if ours and theirs and ours != theirs and data == "other" and name == "tasks":
             read = found.data_history.tasks
             ours, theirs = ({task: files.get(task) for task in read} for files in (ours, theirs))

@@ -13,7 +13,9 @@ from flm_jax import LanguageModel, cli
 from flm_jax.grow.schedule import Stage
 from flm_jax.huggingface.exporting import Export
 from flm_jax.huggingface.importing import Import
+from flm_jax.training import continuation
 from flm_jax.training.checkpoints import load_params
+from flm_jax.training.metadata import mismatches
 from flm_jax.training.trainer import Outcome
 from tests.huggingface import checkpoints
 from tests.huggingface.checkpoints import random_params
@@ -37,17 +39,37 @@ def imported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_training_begins_from_it(imported: Path, prepared_dir: Path, tmp_path: Path) -> None:
-    """Any prepared data will do; the loss at the first step is that of the imported parameters."""
+    """Any prepared data and any seed will do; the loss at the first step is that of the imported parameters."""
     shutil.copytree(imported, tmp_path / "run")  # where the run removes its older checkpoints
     config = load_params(imported)[0].config
-    trainer = runs.trainer(tmp_path / "run", prepared_dir, config=config, train_steps=4, checkpoint_period=2)
+    trainer = runs.trainer(
+        tmp_path / "run", prepared_dir, config=config, train_steps=4, checkpoint_period=2, seed=11
+    )
     assert trainer.run() is Outcome.FINISHED
     metadata, params, step = load_params(tmp_path / "run")
     assert step == 4 and metadata.data["tasks"] and metadata.data["length"] == 64
+    assert metadata.seed == 11 and not metadata.has_read_nothing
+    assert metadata.data_history.sequences(4) == 4 * metadata.batch_size
     assert metadata.data["tokenizer"] is not None
     before = load_params(imported)[1]
     moved = jax.tree.map(lambda new, old: float(abs(new - old).max()), params, before)
     assert all(0 < size < 0.1 for size in jax.tree.leaves(moved))
+
+
+def test_what_a_run_from_it_may_choose(imported: Path) -> None:
+    """Seed, batch size, mixture, data: nothing was read. The model, and its tokenizer where one was given, stay."""
+    unknown = load_params(imported)[0]
+    data = {"length": 64, "tokenizer": "0f", "tasks": {"en": "1e"}}
+    wanted = dataclasses.replace(unknown, seed=7, batch_size=32, mixture="en", data=data)
+    known = dataclasses.replace(unknown, data={**unknown.data, "tokenizer": "a1"})
+    for data_is in ("same", "other", "new"):
+        assert mismatches(unknown, wanted, data_is) == []
+        assert "'0f' from PREPARED_DIR, found 'a1'" in "".join(mismatches(known, wanted, data_is))
+        narrow = dataclasses.replace(wanted, config=dataclasses.replace(wanted.config, d_ff=8))
+        assert "d_ff" in "".join(mismatches(unknown, narrow, data_is))
+        assert "RANDOM_SEED" in "".join(mismatches(wanted, unknown, "same"))  # of a run, they stay
+    # Under t5x sequences are counted by the run's batch size, not by the one that stands in the import.
+    assert continuation.history(str(imported), 32, "en", first_sequence=0).sequences(10) == 320
 
 
 def test_a_growth_of_it_is_trained_on(imported: Path, prepared_dir: Path, tmp_path: Path) -> None:
