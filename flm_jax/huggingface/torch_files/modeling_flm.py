@@ -115,7 +115,9 @@ class FLMAttention(nn.Module):
         )
         query, key = rotate(query, *rotations[0]), rotate(key, *rotations[1])
         if cache is not None:
-            key, value = cache.update(key, value, self.layer_idx)
+            # transformers before 5 asks where they go in a static cache.
+            places = {"cache_position": past + torch.arange(x.shape[1], device=x.device)}
+            key, value = cache.update(key, value, self.layer_idx, places)
         shared = self.config.n_head // self.config.n_head_kv
         key, value = (part.repeat_interleave(shared, dim=1) for part in (key, value))
         # A static cache has room for more keys than there are.
