@@ -187,7 +187,7 @@ class Export:
 @contextlib.contextmanager
 def _whole_or_not(out: Path) -> Iterator[Path]:
     """A folder under another name, which becomes `out` when all is written, and goes when something is raised."""
-    out = Path(out).expanduser().absolute()
+    out = Path(out).expanduser().resolve()  # a link cannot be replaced by a folder
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(
             f"expected an empty folder, or none, for --out, found {out}: give another, or empty it"

@@ -231,6 +231,15 @@ def test_nothing_is_written_over_and_nothing_left(tmp_path: Path) -> None:
         export.write(tmp_path / "out")
 
 
+def test_an_empty_folder_on_another_disk(tmp_path: Path) -> None:
+    """A link to one, whose place no folder can take."""
+    config = small_config()
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "disk")
+    Export(checkpoints.write(tmp_path / "run", config, random_params(config))).write(tmp_path / "out")
+    assert (tmp_path / "out").is_symlink() and (tmp_path / "disk" / "config.json").is_file()
+
+
 def test_the_command_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
