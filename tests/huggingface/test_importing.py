@@ -3,6 +3,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
@@ -121,6 +122,21 @@ def test_a_llama_by_an_independent_one(tmp_path: Path) -> None:
     assert set(again) == set(weights)
     for name, array in weights.items():
         np.testing.assert_array_equal(again[name], array)
+
+
+def test_bfloat16_goes_out_as_it_came_in(tmp_path: Path) -> None:
+    weights = {name: array.astype(ml_dtypes.bfloat16) for name, array in llama_weights().items()}
+    metadata, params, _ = taken(
+        folder(tmp_path / "in", {**LLAMA_FIELDS, "dtype": "bfloat16"}, weights), tmp_path / "out"
+    )
+    assert metadata.config.dtype == "bfloat16" and {leaf.dtype for leaf in jax.tree.leaves(params)} == {
+        np.dtype(np.float32)
+    }
+    Export(tmp_path / "out", "bfloat16").write(tmp_path / "again")
+    again = load_file(tmp_path / "again" / "model.safetensors")
+    assert {name: array.tobytes() for name, array in again.items()} == {
+        name: array.tobytes() for name, array in weights.items()
+    }
 
 
 def test_rope_of_transformers_4_and_5_is_one(tmp_path: Path) -> None:

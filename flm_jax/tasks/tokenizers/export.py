@@ -198,7 +198,10 @@ def _in_oniguruma(pattern: str) -> str:
 
 def _check(content: bytes, vocabulary: Vocabulary) -> None:
     """Raises a ValueError unless the file does to text what the vocabulary does."""
-    refused = f"so {vocabulary.path} cannot be given out as a tokenizer.json"
+    refused = (
+        f"so {vocabulary.path} cannot be given out as a tokenizer.json: `flm export` without --tokenizer writes the "
+        "weights alone"
+    )
     made = HuggingFaceJson(content, vocabulary.path)
     if made.pieces != vocabulary.pieces:
         pairs = enumerate(zip_longest(made.pieces, vocabulary.pieces))
