@@ -134,12 +134,16 @@ class CheckpointModel:
         """Ids of the context and of the continuation, as they are when the two are one text.
 
         Spaces at the context's end belong to the continuation, as lm-eval's models have it (`_encode_pair`): most
-        tokenizers keep a space with the word behind it.
+        tokenizers keep a space with the word behind it. Where the continuation joins the context's last token, and no
+        token would be left, it begins with the token that it joins.
         """
         kept = context.rstrip()
         ids = self._encode(kept)
         whole = self.vocabulary.encode(context + continuation)
-        return [BEGINNING, *whole[: len(ids)]], whole[len(ids) :]
+        cut = len(ids)
+        if continuation and len(whole) <= cut:
+            cut = next(place for place, pair in enumerate(zip(whole, ids, strict=False)) if pair[0] != pair[1])
+        return [BEGINNING, *whole[:cut]], whole[cut:]
 
     def _windows(self, ids: list[int]) -> Iterator[Request]:
         size = self.scorer.max_length

@@ -1,6 +1,7 @@
 """Texts in, scores and texts out: tokens as one text has them, windows that meet every token once."""
 
 import dataclasses
+import re
 from pathlib import Path
 
 import jax
@@ -68,6 +69,26 @@ def test_a_pair_has_the_tokens_of_one_text(model: CheckpointModel, vocabulary: V
         cut = len(vocabulary.encode(context.rstrip()))
         expected = log_likelihood([0, *whole[:cut]], whole[cut:])
         assert score.log_likelihood == pytest.approx(expected, rel=1e-5)
+
+
+class Merging:
+    """A vocabulary with a piece that goes over the end of a context; what else `CheckpointModel` asks of one."""
+
+    pieces = (b"", b"", b"", b"a", b"b", b"c", b"ab")
+    size = len(pieces)
+    piece_bytes = np.array([len(piece) for piece in pieces], np.int32)
+
+    def encode(self, text: str) -> list[int]:
+        return [self.pieces.index(part.encode()) for part in re.findall("ab|.", text)]
+
+
+def test_a_continuation_that_joins_the_contexts_last_token_is_scored() -> None:
+    """`ab` behind `a` has as many tokens as `a`: nothing would be left to score, and nothing is certain."""
+    model = CheckpointModel(CONFIG, random_params(CONFIG), Merging())  # type: ignore[arg-type]
+    joined, apart, nothing = model.log_likelihoods([("ca", "b"), ("ca", "c"), ("ca", "")])
+    assert joined.log_likelihood == pytest.approx(log_likelihood([0, 5], [6]), rel=1e-5)
+    assert apart.log_likelihood == pytest.approx(log_likelihood([0, 5, 3], [5]), rel=1e-5)
+    assert nothing == (0.0, True)
 
 
 def test_long_texts_in_windows(model: CheckpointModel, vocabulary: Vocabulary) -> None:
