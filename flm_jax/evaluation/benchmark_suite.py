@@ -3,6 +3,8 @@
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 
+from scipy.stats import binomtest
+
 from flm_jax.evaluation import harness
 from flm_jax.evaluation.checkpoint_model import CheckpointModel
 from flm_jax.evaluation.measured import BENCHMARKS, Measured
@@ -51,14 +53,17 @@ class BenchmarkSuite:
         for name, result in {**found.groups, **found.tasks}.items():
             for metric, measured in result.metrics.items():
                 share = metric.partition(",")[0].startswith(_SHARES)
-                error = None if measured.stderr is None else _NORMAL_95 * measured.stderr
-                yield Measured(
-                    BENCHMARKS,
-                    name,
-                    metric,
-                    measured.value,
-                    None if error is None else measured.value - error,
-                    None if error is None else measured.value + error,
-                    result.n,
-                    share,
-                )
+                low, high = _interval(measured, result.n, share)
+                yield Measured(BENCHMARKS, name, metric, measured.value, low, high, result.n, share)
+
+
+def _interval(measured: harness.Measured, n: int, share: bool) -> tuple[float | None, float | None]:
+    """Of a normal mean; of a share Wilson's where all answers are right or none is, which has no standard error."""
+    value, stderr = measured
+    if stderr is None:
+        return None, None
+    if share and value in (0, 1):
+        found = binomtest(round(value * n), n).proportion_ci(method="wilson")
+        return float(found.low), float(found.high)
+    low, high = value - _NORMAL_95 * stderr, value + _NORMAL_95 * stderr
+    return (max(low, 0.0), min(high, 1.0)) if share else (low, high)

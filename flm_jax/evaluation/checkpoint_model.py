@@ -5,8 +5,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 from jax.sharding import Mesh
 
+from flm_jax import partitioning
 from flm_jax.config import ModelConfig
 from flm_jax.evaluation.scored_rows import BEGINNING, Request
 from flm_jax.evaluation.scoring import Scorer
@@ -51,6 +53,8 @@ class CheckpointModel:
         batch_size: int = 32,
         max_length: int | None = None,
     ) -> None:
+        if mesh is not None:  # once, for both that work on them
+            params = jax.device_put(params, partitioning.param_shardings(config, mesh))
         self.vocabulary = vocabulary
         self.scorer = Scorer(config, params, growth, mesh, batch_size, max_length)
         self._writer = Writer(config, params, vocabulary, growth, mesh)
@@ -60,19 +64,24 @@ class CheckpointModel:
 
     @classmethod
     def load(
-        cls, model_dir: str | Path, tokenizer: str | Path, step: int | None = None, **options: Any
+        cls,
+        model_dir: str | Path,
+        tokenizer: str | Path,
+        step: int | None = None,
+        mesh: Mesh | None = None,
+        **options: Any,
     ) -> "CheckpointModel":
-        """From the checkpoint of `step`, or the newest, in a run's directory; `options` are the class's.
+        """From the checkpoint of `step`, or the newest, in a run's directory; `mesh` and `options` are the class's.
 
         Raises:
             FileNotFoundError: there is no such checkpoint or tokenizer.
             ValueError: the model was trained with another tokenizer.
         """
         vocabulary = Vocabulary(tokenizer)
-        metadata, params, found_step = load_params(Path(model_dir), step)
+        metadata, params, found_step = load_params(Path(model_dir), step, mesh)
         metadata.check_tokenizer(vocabulary.sha256, str(tokenizer))
         growth = Lineage.from_json(metadata.growth_record).mask_at(found_step)
-        return cls(metadata.config, params, vocabulary, growth, **options)
+        return cls(metadata.config, params, vocabulary, growth, mesh, **options)
 
     @property
     def notes(self) -> list[str]:
@@ -80,7 +89,8 @@ class CheckpointModel:
         if not self.num_cut:
             return []
         return [
-            f"{self.num_cut:,} questions were longer than {self._max_length:,} tokens and lost their beginning"
+            f"{self.num_cut:,} requests (a question with an option, or to be answered in writing) were longer than "
+            f"{self._max_length:,} tokens and lost their beginning"
         ]
 
     @property
@@ -122,7 +132,8 @@ class CheckpointModel:
         if room < 1:
             raise ValueError(
                 f"expected room for a prompt in ModelConfig.max_length = {self._max_length} tokens, found "
-                f"{max_new_tokens} new tokens asked for (max_gen_toks, of a benchmark's generation_kwargs)"
+                f"{max_new_tokens} new tokens asked for (max_gen_toks, of a benchmark's generation_kwargs; of an IQ task the longest "
+                "answer): leave that task out, or take a model with a longer context"
             )
         encoded = [self.vocabulary.encode(prompt) for prompt in prompts]
         self._num_cut += sum(len(tokens) >= room for tokens in encoded)

@@ -24,8 +24,10 @@ READING = {
     IQ: "`exact`: the share of questions answered word for word. `choice`: in which the right answer is the likeliest "
     "of those offered. In brackets the 95 % interval (Wilson); `chance` is what guessing gives. A model whose interval "
     "holds the chance level has shown nothing. `oracle` is a program that solves the generated tasks by "
-    "reading them, `baseline` a rule that understands nothing: the commonest label.",
-    BENCHMARKS: "Metrics by lm-eval's names, with the 95 % interval of a normal mean (1.96 standard errors).",
+    "reading them, `baseline` a rule that understands nothing: the commonest label, or the place that a story "
+    "names last.",
+    BENCHMARKS: "Metrics by lm-eval's names, with the 95 % interval of a normal mean (1.96 standard errors), of "
+    "shares cut to what shares can be, and Wilson's where all answers are right or none is.",
 }
 
 

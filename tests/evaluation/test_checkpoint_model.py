@@ -13,6 +13,7 @@ from flm_jax import Decoder, ModelConfig
 from flm_jax.evaluation.checkpoint_model import CheckpointModel
 from flm_jax.evaluation.text_model import TextModel
 from flm_jax.generation import Sampling
+from flm_jax.partitioning import MeshShape
 from flm_jax.tasks.vocabulary import Vocabulary
 from flm_jax.training.checkpoint_growth import CheckpointGrowth, Settings
 from tests.models import random_params, small_config
@@ -148,6 +149,11 @@ def test_a_checkpoint_is_read_with_its_tokenizer_and_mask(prepared_dir: Path, tm
     assert [score.log_likelihood for score in grown] == pytest.approx(
         [score.log_likelihood for score in small], rel=1e-5
     )
+    mesh = MeshShape(data=1, fsdp=2, tensor=2).build(jax.devices()[:4])
+    split = CheckpointModel.load(tmp_path / "grown", tokenizer, mesh=mesh)
+    assert split.log_likelihoods(pairs)[0].log_likelihood == pytest.approx(grown[0].log_likelihood, rel=1e-5)
+    alone = CheckpointModel.load(tmp_path / "grown", tokenizer)
+    assert split.complete(["Kalo mi"], 4, ()) == alone.complete(["Kalo mi"], 4, ())
     with pytest.raises(FileNotFoundError, match="checkpoint_7"):
         CheckpointModel.load(tmp_path / "run", tokenizer, step=7)
     other = make_tokenizer(tmp_path, write_texts(tmp_path, documents=40))
