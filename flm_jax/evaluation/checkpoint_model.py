@@ -153,7 +153,9 @@ class CheckpointModel:
         whole = self.vocabulary.encode(context + continuation)
         cut = len(ids)
         if continuation and len(whole) <= cut:
-            cut = next(place for place, pair in enumerate(zip(whole, ids, strict=False)) if pair[0] != pair[1])
+            cut = next(
+                place for place, pair in enumerate(zip(whole, ids, strict=False)) if pair[0] != pair[1]
+            )
         return [BEGINNING, *whole[:cut]], whole[cut:]
 
     def _windows(self, ids: list[int]) -> Iterator[Request]:

@@ -4,7 +4,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from flm_jax.verbs.parsing import add_mesh, mesh_shape, names, positive, verb
+from flm_jax.verbs.parsing import add_mesh, mesh_shape, names, not_negative, positive, verb
 
 if TYPE_CHECKING:
     from flm_jax.evaluation.suites import Suite
@@ -49,11 +49,13 @@ def _add_iq(what: argparse._ArgumentGroup) -> None:
     what.add_argument(
         "--iq_tasks", type=names, help="of the suite, with commas between them; all unless given"
     )
-    what.add_argument("--languages", type=names, default=["en", "zh"], help="en,zh unless given")
+    what.add_argument("--languages", type=names, help="en,zh unless given")
     what.add_argument("--num_items", type=positive, help="questions of each task; the paper's unless given")
-    what.add_argument("--shots", type=int, help="examples before each question; the paper's unless given")
+    what.add_argument(
+        "--shots", type=not_negative, help="examples before each question; the paper's unless given"
+    )
     what.add_argument("--symbolic_dir", help="with the files of SuperGLUE and CLUE: symbolic mapping too")
-    what.add_argument("--seed", type=int, default=0, help="of the questions")
+    what.add_argument("--seed", type=int, help="of the questions; 0 unless given")
 
 
 def _add_benchmarks(what: argparse._ArgumentGroup) -> None:
@@ -61,14 +63,32 @@ def _add_benchmarks(what: argparse._ArgumentGroup) -> None:
         "--tasks", type=names, default=[], help="of lm-eval, with commas between them: mmlu,hellaswag"
     )
     what.add_argument(
-        "--num_fewshot", type=int, help="examples before each question; the task's unless given"
+        "--num_fewshot", type=not_negative, help="examples before each question; the task's unless given"
     )
     what.add_argument("--limit", type=positive, help="questions of each task; all unless given")
     what.add_argument("--data_dir", help="read their data from files here, without a network")
     what.add_argument("--include_path", help="a directory with tasks of your own")
 
 
+# What asks the questions, and the flags that say how.
+_SETTINGS = {
+    "prepared_dir": ("num_sequences",),
+    "suite": ("iq_tasks", "languages", "num_items", "shots", "symbolic_dir", "seed"),
+    "tasks": ("num_fewshot", "limit", "data_dir", "include_path"),
+}
+
+
+def _check_settings(options: argparse.Namespace) -> None:
+    for asks, settings in _SETTINGS.items():
+        idle = [f"--{name}" for name in settings if getattr(options, name) is not None]
+        if idle and not getattr(options, asks):
+            raise ValueError(
+                f"{', '.join(idle)} would change nothing without --{asks}: give that too, or leave it out"
+            )
+
+
 def _eval(options: argparse.Namespace) -> int:
+    _check_settings(options)
     from flm_jax.evaluation.evaluating import Request, evaluate
     from flm_jax.json_file import write_json
 
@@ -120,11 +140,11 @@ def _suites(options: argparse.Namespace) -> "list[Suite]":
         suites.append(
             IqSuite(
                 tasks=options.iq_tasks,
-                languages=options.languages,
+                languages=options.languages or ("en", "zh"),
                 num_items=options.num_items,
                 shots=options.shots,
                 symbolic_dir=options.symbolic_dir,
-                seed=options.seed,
+                seed=options.seed or 0,
             )
         )
     if options.tasks:

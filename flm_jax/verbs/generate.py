@@ -72,21 +72,29 @@ def _add_chat(generate: argparse.ArgumentParser) -> None:
     generate.add_argument(
         "--chat_prompt",
         type=unescaped,
-        default="{user}\n",
-        help="how training wrote a question: its gin binding Dialogues.prompt, with the escapes of --stop",
+        help="how training wrote a question: its gin binding Dialogues.prompt, with the escapes of --stop; {user} and a "
+        "line feed unless given",
     )
     generate.add_argument(
         "--chat_system",
         type=unescaped,
-        default="{system}\n",
-        help="how training wrote a system message: its gin binding Dialogues.system",
+        help="how training wrote a system message: its gin binding Dialogues.system; likewise",
     )
-    generate.add_argument("--system_message", default="", help="what a chat begins with")
+    generate.add_argument("--system_message", help="what a chat begins with")
+
+
+# Flags of a chat, and what they set of a `Conversation`.
+_CHAT = {"chat_prompt": "prompt", "chat_system": "system", "system_message": "system_message"}
 
 
 def _generate(options: argparse.Namespace) -> int:
     if options.chat and options.out:
         raise ValueError("--chat prints its answers: leave out --out, or --chat")
+    chat = {flag: value for flag in _CHAT if (value := getattr(options, flag)) is not None}
+    if chat and not options.chat:
+        raise ValueError(
+            f"--{', --'.join(chat)} would change nothing without --chat: give that too, or leave it out"
+        )
     # What is wrong with the flags is said before a checkpoint is read.
     prompts = [] if options.chat else _prompts(options)
     from flm_jax.generation import Sampling, Writer
@@ -111,9 +119,7 @@ def _generate(options: argparse.Namespace) -> int:
     if options.chat:
         from flm_jax.generation.conversation import Conversation
 
-        conversation = Conversation(
-            vocabulary, options.chat_prompt, options.chat_system, options.system_message
-        )
+        conversation = Conversation(vocabulary, **{_CHAT[flag]: value for flag, value in chat.items()})
         _chat(conversation, writer, options.seed, settings, notice)
         return 0
     notice(max(len(writer.encode(prompt)) for prompt in prompts))
@@ -154,15 +160,17 @@ def _prompts(options: argparse.Namespace) -> list[str]:
     """Of the flags, the file or standard input.
 
     Raises:
-        ValueError: a line of the file is no object with a prompt, or there is none.
+        ValueError: a line of the file is no object with a prompt, or there is none, or what is given is not UTF-8.
     """
     if options.prompt:
-        return options.prompt
+        return [_unicode(prompt, "--prompt") for prompt in options.prompt]
     if not options.prompt_file:
         if sys.stdin.isatty():
             print("flm generate: type the prompt, end it with Ctrl-D", file=sys.stderr)
-        return [sys.stdin.read().removesuffix("\n")]
-    text = Path(options.prompt_file).expanduser().read_text("utf-8")
+        return [_unicode(sys.stdin.read(), "standard input").removesuffix("\n")]
+    text = _unicode(
+        Path(options.prompt_file).expanduser().read_text("utf-8", "surrogateescape"), options.prompt_file
+    )
     if not _is_jsonl(options):
         return [text.removesuffix("\n")]
     found = [
@@ -186,7 +194,19 @@ def _prompt_of(line: str, place: str) -> str:
         raise ValueError(
             f'expected an object {{"prompt": "..."}} a line, found {line[:60]!r} in {place}: change --prompt_file'
         )
-    return prompt
+    return _unicode(prompt, place)
+
+
+def _unicode(text: str, place: str) -> str:
+    """The text; refused where it holds bytes, or halves of surrogate pairs, that stand for no character."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        found = text[error.start : error.start + 10]
+        raise ValueError(
+            f"expected text in UTF-8 from {place}, found {found!r}: write it in UTF-8"
+        ) from error
+    return text
 
 
 def _complete(writer: "Writer", prompts: Sequence[str], settings: dict[str, Any]) -> list[str]:
@@ -222,7 +242,7 @@ def _chat(
 ) -> None:
     """Answers the lines of standard input, each with draws of its own."""
     for turn, line in enumerate(_lines()):
-        question = line.removesuffix("\n")
+        question = _unicode(line, "standard input").removesuffix("\n")
         if question.strip() == _RESET:
             conversation.reset()
         elif question.strip():

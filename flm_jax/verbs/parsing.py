@@ -19,6 +19,14 @@ def positive(text: str) -> int:
     return number
 
 
+def not_negative(text: str) -> int:
+    """A whole number of at least 0; an argparse type."""
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"expected at least 0, found {number}")
+    return number
+
+
 def whole_numbers(text: str) -> list[int]:
     """Positive whole numbers with commas between them; an argparse type."""
     return [positive(part) for part in text.split(",")]

@@ -122,6 +122,11 @@ def test_beyond_the_context_it_goes_on_and_says_so_once(
         (["--prompt_file=nowhere.txt"], "nowhere.txt"),
         (["--chat", "--out=x.jsonl"], "leave out --out"),
         (["--chat", "--chat_prompt=Q"], "change --chat_prompt"),
+        (
+            ["--prompt=a", "--system_message=b", "--chat_prompt={user}"],
+            "--chat_prompt, --system_message would change",
+        ),
+        (["--prompt=a\udcff"], "expected text in UTF-8 from --prompt, found '\\udcff'"),
     ],
 )
 def test_mistakes(saved: Saved, flags: list[str], expected: str, capsys: pytest.CaptureFixture) -> None:
@@ -145,6 +150,23 @@ def test_a_line_that_is_no_prompt(
     file.write_text("\n")
     assert generate(saved, f"--prompt_file={file}") == cli.EXIT_USAGE
     assert "expected a prompt a line, found none" in capsys.readouterr().err
+
+
+def test_what_is_not_utf_8(
+    saved: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """As a terminal in the C locale hands it on, in a file, and as half of a surrogate pair in JSON."""
+    (tmp_path / "a.txt").write_bytes(b"ka \xff")
+    (tmp_path / "a.jsonl").write_text('{"prompt": "ka \\ud800"}\n')
+    for flags in (
+        [],
+        ["--chat"],
+        [f"--prompt_file={tmp_path / 'a.txt'}"],
+        [f"--prompt_file={tmp_path / 'a.jsonl'}"],
+    ):
+        monkeypatch.setattr("sys.stdin", io.StringIO("ka \udcff\n"))
+        assert generate(saved, *flags) == cli.EXIT_USAGE
+        assert "error: expected text in UTF-8 from" in capsys.readouterr().err
 
 
 def test_another_tokenizer_is_refused(saved: Saved, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
