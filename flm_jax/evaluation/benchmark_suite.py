@@ -41,6 +41,10 @@ class BenchmarkSuite:
         """Of nothing published."""
         return ()
 
+    def check(self) -> None:
+        """Raises a ValueError where lm-eval is not installed or a task is unknown."""
+        harness.check_tasks(self.tasks, self.include_path)
+
     def __call__(self, model: CheckpointModel) -> Iterator[Measured]:
         """Asks the model: groups first, then the tasks.
 
@@ -54,7 +58,22 @@ class BenchmarkSuite:
             for metric, measured in result.metrics.items():
                 share = metric.partition(",")[0].startswith(_SHARES)
                 low, high = _interval(measured, result.n, share)
-                yield Measured(BENCHMARKS, name, metric, measured.value, low, high, result.n, share)
+                yield Measured(
+                    BENCHMARKS,
+                    name,
+                    metric,
+                    measured.value,
+                    low,
+                    high,
+                    result.n,
+                    share,
+                    setting=_setting(result),
+                )
+
+
+def _setting(result: harness.Result) -> str:
+    shots = "shots differ" if result.shots is None else f"{result.shots} shots"
+    return shots if result.version is None else f"{shots}, version {result.version}"
 
 
 def _interval(measured: harness.Measured, n: int, share: bool) -> tuple[float | None, float | None]:

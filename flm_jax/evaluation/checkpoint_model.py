@@ -132,8 +132,8 @@ class CheckpointModel:
         if room < 1:
             raise ValueError(
                 f"expected room for a prompt in ModelConfig.max_length = {self._max_length} tokens, found "
-                f"{max_new_tokens} new tokens asked for (max_gen_toks, of a benchmark's generation_kwargs; of an IQ task the longest "
-                "answer): leave that task out, or take a model with a longer context"
+                f"{max_new_tokens} new tokens asked for (max_gen_toks, of a benchmark's generation_kwargs; of an IQ "
+                "task its longest answer): leave that task out, or take a model with a longer context"
             )
         encoded = [self.vocabulary.encode(prompt) for prompt in prompts]
         self._num_cut += sum(len(tokens) >= room for tokens in encoded)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from flm_jax.evaluation.checkpoint_model import CheckpointModel
-from flm_jax.evaluation.held_out_text import held_out, measures, open_tasks
+from flm_jax.evaluation.held_out_text import check_tasks, held_out, measures, open_tasks
 from flm_jax.evaluation.measured import Measured
 from flm_jax.evaluation.opened import Opened, open_checkpoint
 from flm_jax.evaluation.report import Evaluated, Report
@@ -15,6 +15,7 @@ from flm_jax.evaluation.suites import Suite
 from flm_jax.partitioning import MeshShape
 from flm_jax.tasks.prepared import PreparedTask
 from flm_jax.tasks.vocabulary import Vocabulary
+from flm_jax.training.checkpoints import load_metadata
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,8 +58,10 @@ def evaluate(request: Request, say: Callable[[str], None] = print) -> Report:
             "nothing says what to evaluate: give --prepared_dir (held-out text), --suite=iq or --tasks (benchmarks)"
         )
     vocabulary = _vocabulary(request.tokenizer, tasks) if request.suites else None
+    steps = _checked(request, tasks, vocabulary)
     checkpoints = tuple(
-        _one(request, model_dir, step, tasks, vocabulary, say) for model_dir, step in request.checkpoints
+        _one(request, model_dir, step, tasks, vocabulary, say)
+        for (model_dir, _), step in zip(request.checkpoints, steps, strict=True)
     )
     published: dict[str, dict[str, float]] = {}
     for suite in request.suites:
@@ -78,10 +81,24 @@ def _vocabulary(tokenizer: str | None, tasks: Sequence[PreparedTask]) -> Vocabul
     return tasks[0].vocabulary
 
 
+def _checked(request: Request, tasks: Sequence[PreparedTask], vocabulary: Vocabulary | None) -> list[int]:
+    """The steps of the checkpoints; what is wrong with one is said before hours are spent on another."""
+    for suite in request.suites:
+        suite.check()
+    steps = []
+    for model_dir, step in request.checkpoints:
+        metadata, found = load_metadata(Path(model_dir), step)
+        check_tasks(metadata, tasks)
+        if vocabulary is not None:
+            metadata.check_tokenizer(vocabulary.sha256, str(vocabulary.path))
+        steps.append(found)
+    return steps
+
+
 def _one(
     request: Request,
     model_dir: str,
-    step: int | None,
+    step: int,
     tasks: list[PreparedTask],
     vocabulary: Vocabulary | None,
     say: Callable[[str], None],
@@ -93,7 +110,6 @@ def _one(
         found += measures(held_out(opened, tasks, request.batch_size, request.num_sequences))
     notes: tuple[str, ...] = ()
     if vocabulary is not None:
-        opened.metadata.check_tokenizer(vocabulary.sha256, str(vocabulary.path))
         model = _model(opened, vocabulary, request.batch_size)
         for suite in request.suites:
             for measure in suite(model):

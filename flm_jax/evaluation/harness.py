@@ -35,13 +35,13 @@ class Result:
         metrics: By lm-eval's names; with `,FILTER` where a task filters what is written in several ways.
         n: Questions.
         shots: Worked examples before each; None for a group of tasks that differ.
-        version: Of the task; results of different versions are not comparable.
+        version: Of the task; results of different versions are not comparable. None where it names none.
     """
 
     metrics: dict[str, Measured]
     n: int
     shots: int | None
-    version: str
+    version: str | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,8 +84,7 @@ def evaluate_tasks(
         ValueError: lm-eval is not installed, a task is unknown, or its data is missing or not what the task reads.
     """
     lm_eval = _lm_eval()
-    manager = _task_manager(lm_eval, None if include_path is None else str(include_path))
-    _check_names(manager.all_tasks, tasks)
+    manager = check_tasks(tasks, include_path)
     cut_before = model.num_cut
     with contextlib.ExitStack() as context:
         files = None
@@ -119,6 +118,17 @@ def evaluate_tasks(
         },
         num_cut=model.num_cut - cut_before,
     )
+
+
+def check_tasks(tasks: Sequence[str], include_path: str | Path | None = None) -> Any:
+    """lm-eval's index of all tasks, which has these.
+
+    Raises:
+        ValueError: lm-eval is not installed, or a task is unknown.
+    """
+    manager = _task_manager(_lm_eval(), None if include_path is None else str(include_path))
+    _check_names(manager.all_tasks, tasks)
+    return manager
 
 
 def as_lm(model: CheckpointModel) -> Any:
@@ -272,7 +282,7 @@ def _result(found: Mapping[str, Any], name: str, leaves: list[str]) -> Result:
         metrics=dict(_metrics(values)),
         n=int(values["sample_len"]),
         shots=shots.pop() if len(shots) == 1 else None,
-        version=str(found["versions"].get(name)),
+        version=None if (version := found["versions"].get(name)) is None else str(version),
     )
 
 

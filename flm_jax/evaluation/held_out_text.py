@@ -1,6 +1,7 @@
 """A checkpoint's loss on the held-out text of prepared tasks."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -11,6 +12,7 @@ from flm_jax.evaluation.opened import Opened
 from flm_jax.model import LanguageModel
 from flm_jax.tasks.prepared import PreparedTask, prepared_tasks
 from flm_jax.training.held_out import HeldOutEvaluator, HeldOutLoss
+from flm_jax.training.metadata import Metadata
 
 
 def open_tasks(prepared_dir: str) -> list[PreparedTask]:
@@ -34,6 +36,21 @@ def open_tasks(prepared_dir: str) -> list[PreparedTask]:
     return tasks
 
 
+def check_tasks(metadata: Metadata, tasks: Sequence[PreparedTask]) -> None:
+    """Refuses tasks that a checkpoint cannot read.
+
+    Raises:
+        ValueError: they were prepared with another tokenizer, or are longer than the model's `max_length`.
+    """
+    for task in tasks:
+        metadata.check_tokenizer(task.manifest.vocabulary["sha256"], str(task.directory))
+        if task.length > metadata.config.max_length:
+            raise ValueError(
+                f"expected sequences of at most ModelConfig.max_length = {metadata.config.max_length} tokens, found "
+                f"{task.length} in {task.directory}"
+            )
+
+
 def held_out(
     opened: Opened, tasks: list[PreparedTask], batch_size: int = 8, num_sequences: int | None = None
 ) -> dict[str, HeldOutLoss]:
@@ -49,13 +66,7 @@ def held_out(
         ValueError: the tasks were prepared with another tokenizer, or are longer than the model's `max_length`, or the
             devices do not divide the batch.
     """
-    for task in tasks:
-        opened.metadata.check_tokenizer(task.manifest.vocabulary["sha256"], str(task.directory))
-        if task.length > opened.config.max_length:
-            raise ValueError(
-                f"expected sequences of at most ModelConfig.max_length = {opened.config.max_length} tokens, found "
-                f"{task.length} in {task.directory}"
-            )
+    check_tasks(opened.metadata, tasks)
     parts = math.prod(opened.mesh.shape[axis] for axis in partitioning.BATCH_AXES)
     if batch_size % parts:
         raise ValueError(f"expected --batch_size to be a multiple of {parts} devices, found {batch_size}")

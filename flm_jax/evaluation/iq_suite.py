@@ -1,6 +1,7 @@
 """The IQ suite as `flm eval` and `flm train` ask it."""
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
 
 from flm_jax.evaluation import iq
@@ -32,15 +33,19 @@ class IqSuite:
     symbolic_dir: str | None = None
     seed: int = 0
 
+    @functools.cached_property
+    def _sets(self) -> list[iq.ItemSet]:
+        """Made once, whatever the number of checkpoints."""
+        return iq.suite(self.languages, self.tasks, self.num_items, self.shots, self.symbolic_dir, self.seed)
+
     @property
     def published(self) -> dict[str, dict[str, float]]:
-        """The paper's scores, beside exact answers in each language."""
+        """The paper's scores of what is asked, beside exact answers in each language."""
         return {
             model: {
-                f"{IQ}/{task}_{language}/{EXACT}": score / 100
-                for task, scores in paper.TASKS.items()
-                for language in self.languages
-                if (score := getattr(scores, field)) is not None
+                f"{IQ}/{items.task}_{items.language}/{EXACT}": score / 100
+                for items in self._sets
+                if (score := getattr(paper.TASKS[items.task], field)) is not None
             }
             for field, model in _MODELS.items()
         }
@@ -50,6 +55,15 @@ class IqSuite:
         """What of them is not comparable."""
         return paper.NOTES
 
+    def check(self) -> None:
+        """Makes the sets.
+
+        Raises:
+            FileNotFoundError: a published set that was named is not there.
+            ValueError: a name is unknown, or a set cannot be made so.
+        """
+        len(self._sets)
+
     def __call__(self, model: TextModel) -> Iterator[Measured]:
         """Asks the model, a task at a time.
 
@@ -57,8 +71,7 @@ class IqSuite:
             FileNotFoundError: a published set that was named is not there.
             ValueError: a name is unknown, or a set cannot be made so.
         """
-        sets = iq.suite(self.languages, self.tasks, self.num_items, self.shots, self.symbolic_dir, self.seed)
-        for items in sets:
+        for items in self._sets:
             result = iq.measure(model, items)
             beside = {"baseline": result.baseline, "oracle": result.oracle}
             known = {name: value for name, value in beside.items() if value is not None}
@@ -71,5 +84,6 @@ class IqSuite:
                     *rate.interval,
                     count=rate.total,
                     share=True,
+                    setting=f"{result.shots} shots",
                     baselines={CHANCE: rate.chance, **known},
                 )

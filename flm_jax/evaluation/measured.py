@@ -22,6 +22,7 @@ class Measured:
         count: Questions, or tokens, that it is the mean of; None where that is not known.
         share: Whether it is a share of the questions.
         baselines: What those score that have learnt nothing, or everything: `chance`, `baseline`, `oracle`.
+        setting: Without which it cannot be compared, such as `5 shots, version 1.0`; empty for none.
     """
 
     suite: str
@@ -33,6 +34,7 @@ class Measured:
     count: int | None = None
     share: bool = False
     baselines: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    setting: str = ""
 
     @property
     def name(self) -> str:

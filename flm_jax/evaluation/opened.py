@@ -50,6 +50,10 @@ def open_checkpoint(model_dir: str, step: int | None = None, shape: MeshShape = 
         FileNotFoundError: there is no such checkpoint.
         ValueError: the mesh needs more devices, or does not divide the model.
     """
+    if (shape.num_devices or 1) > jax.device_count():
+        raise ValueError(
+            f"expected at least the {shape.num_devices} devices that --mesh asks for, found {jax.device_count()}"
+        )
     mesh = shape.build(jax.devices()[: shape.num_devices])
     metadata, params, found = load_params(Path(model_dir), step, mesh)
     config = dataclasses.replace(

@@ -108,11 +108,12 @@ class Report:
             of = self.checkpoints[0]
             head = f"{of.model_dir}/checkpoint_{of.step}: {of.num_params:,} parameters"
             sections = [aligned(self._rows_of_one(suite)) for suite in self._suites]
-            return "\n\n".join([f"{head}\n{sections[0]}", *sections[1:], *of.notes])
+            beside = self._beside_published()
+            return "\n\n".join([f"{head}\n{sections[0]}", *sections[1:], *beside, *of.notes])
         sections = [aligned([["", *self.labels], *self._sizes()])]
         for suite in self._suites:
             sections.append(f"{HEADINGS[suite]}\n{aligned(self._rows(suite))}")
-        return "\n\n".join([*sections, *self._notes()])
+        return "\n\n".join([*sections, *self._beside_published(), *self._notes()])
 
     def markdown(self) -> str:
         """The same as Markdown, with how to read it."""
@@ -149,6 +150,11 @@ class Report:
             ["device-hours", *(number(each.spent.device_hours) for each in of)],
         ]
 
+    def _beside_published(self) -> list[str]:
+        """What is not comparable, as a paragraph, where published figures are shown."""
+        shown = any(self._published_of(suite) for suite in self._suites)
+        return ["\n".join(f"- {line}" for line in self.caveats)] if shown and self.caveats else []
+
     def _published_of(self, suite: str) -> list[str]:
         return [
             model
@@ -166,11 +172,12 @@ class Report:
         order = dict.fromkeys(name for found in by_name for name in found)
         baselines = dict.fromkeys(name for measure in first.values() for name in measure.baselines)
         models = self._published_of(suite)
-        rows = [["task", "measure", "n", *self.labels, *baselines, *models]]
+        settings = any(measure.setting for measure in first.values())
+        rows = [["task", *["setting"] * settings, "measure", "n", *self.labels, *baselines, *models]]
         for name in order:
             measure = first[name]
             counts = {found[name].count for found in by_name if name in found}
-            row = [measure.task, measure.metric]
+            row = [measure.task, *[measure.setting or "-"] * settings, measure.metric]
             row.append(number(measure.count, ",") if len(counts) == 1 else "differs")
             row += [found[name].text if name in found else "-" for found in by_name]
             row += [_share(measure.baselines.get(baseline)) for baseline in baselines]
@@ -190,14 +197,16 @@ class Report:
         }
         others = dict.fromkeys(name for each in found for name in each.baselines if name != CHANCE)
         models = self._published_of(suite)
-        head = ["task", "n"]
+        settings = any(measure.setting for measure in found)
+        head = ["task", *["setting"] * settings, "n"]
         for metric in metrics:
             head += [metric, *of_metric[metric]]
         rows = [[*head, *others, *models]]
         for task in dict.fromkeys(measure.task for measure in found):
             of = {measure.metric: measure for measure in found if measure.task == task}
             counts = [measure.count for measure in of.values() if measure.count is not None]
-            row = [task, number(max(counts, default=None), ",")]
+            setting = next(measure.setting for measure in of.values()) or "-"
+            row = [task, *[setting] * settings, number(max(counts, default=None), ",")]
             for metric in metrics:
                 row.append(of[metric].text if metric in of else "-")
                 if of_metric[metric]:

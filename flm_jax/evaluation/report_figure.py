@@ -58,7 +58,7 @@ def _held_out(ax: Any, report: "Report") -> None:
             )
     ax.set(xscale="log", ylabel="bits per byte", title="Held-out text")
     ax.set_xlabel("model FLOPs spent" if known else "parameters (FLOPs are not known of all)")
-    ax.margins(x=0.2)
+    ax.margins(x=0.2, y=0.15)  # for the labels
     ax.grid(alpha=0.3)
     ax.legend(fontsize=8)
 

@@ -26,6 +26,10 @@ class Suite(Protocol):
         """What of the published figures is not comparable."""
         ...
 
+    def check(self) -> None:
+        """Raises a ValueError or an OSError where it cannot be asked, as far as that shows without a model."""
+        ...
+
     def __call__(self, model: CheckpointModel) -> Iterator[Measured]:
         """Asks the model, a task at a time."""
         ...

@@ -72,8 +72,8 @@ def _add_chat(generate: argparse.ArgumentParser) -> None:
     generate.add_argument(
         "--chat_prompt",
         type=unescaped,
-        help="how training wrote a question: its gin binding Dialogues.prompt, with the escapes of --stop; {user} and a "
-        "line feed unless given",
+        help="how training wrote a question: its gin binding Dialogues.prompt, with the escapes of --stop; {user} and "
+        "a line feed unless given",
     )
     generate.add_argument(
         "--chat_system",

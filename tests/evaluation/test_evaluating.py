@@ -49,6 +49,9 @@ class Asks:
     published: ClassVar = {"GPT-3": {"iq/sentence/exact": 0.8}}
     caveats = ("there is nothing to compare",)
 
+    def check(self) -> None:
+        pass
+
     def __call__(self, model: TextModel) -> Iterator[Measured]:
         (score,) = model.log_likelihoods([("ka lo", " mi")])
         yield Measured(IQ, "sentence", "exact", math.exp(score.log_likelihood), count=1, share=True)
@@ -148,3 +151,22 @@ def test_mistakes(grown: Path, prepared_dir: Path, capsys: pytest.CaptureFixture
     assert "found 2 of --model_dir" in failure(f"--model_dir={grown}", "--step=4", held_out)
     assert "expected --mesh=AXIS=DEVICES" in failure("--mesh=width=2", held_out)
     assert "multiple of 3 devices, found 32" in failure("--mesh=data=3", held_out)
+    assert "expected at least the 64 devices that --mesh asks for" in failure("--mesh=data=64", held_out)
+    idle = failure(held_out, "--iq_tasks=counting", "--seed=0")
+    assert "--iq_tasks, --seed would change nothing without --suite" in idle
+    assert "--limit would change nothing without --tasks" in failure(held_out, "--limit=2")
+    assert "--num_sequences would change nothing without --prepared_dir" in failure("--num_sequences=2")
+
+
+def test_mistakes_are_found_before_the_first_checkpoint_is_read(
+    grown: Path, prepared_dir: Path, capsys: pytest.CaptureFixture
+) -> None:
+    command = ["eval", f"--model_dir={grown}", "--step=4", f"--prepared_dir={prepared_dir}"]
+    for flags, expected in (
+        (["--step=6"], "checkpoint_6, found none"),
+        (["--suite=iq", "--iq_tasks=countin"], "expected tasks among counting"),
+        (["--suite=iq", "--iq_tasks=boolq", "--symbolic_dir=nowhere"], "nowhere"),
+    ):
+        assert cli.main([*command, *flags]) == cli.EXIT_USAGE
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("flm eval: error: ") and expected in line

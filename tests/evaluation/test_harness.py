@@ -14,6 +14,7 @@ import pytest
 lm_eval = pytest.importorskip("lm_eval", reason="needs lm-eval (the extra eval)")
 
 from flm_jax.evaluation import harness  # noqa: E402
+from flm_jax.evaluation.benchmark_suite import BenchmarkSuite  # noqa: E402
 from flm_jax.evaluation.checkpoint_model import CheckpointModel  # noqa: E402
 from flm_jax.evaluation.harness import evaluate_tasks  # noqa: E402
 from flm_jax.evaluation.text_model import Score  # noqa: E402
@@ -127,6 +128,26 @@ def test_an_oracle_is_right_and_its_prompts_are_the_stock_ones(data_dir: Path) -
     again = Oracle(lambda context, text: False)
     assert run(again, ["arc_easy"], data_dir, num_fewshot=2, limit=3).tasks["arc_easy"].n == 3
     assert again.asked == knows.asked[:9]
+
+
+def test_intervals_and_settings_of_what_is_reported(data_dir: Path) -> None:
+    """All right: Wilson's n / (n + z^2) to 1, where a normal mean would be sure of itself; else within 0 and 1."""
+    suite = BenchmarkSuite(["arc_easy"], num_fewshot=2, data_dir=str(data_dir))
+    suite.check()
+    knows = Oracle(lambda context, text: text == f" {int(context.split()[-4]) + 1}")
+    acc, normalised = suite(knows)  # type: ignore[arg-type]
+    assert (acc.name, acc.value, acc.count, acc.share) == ("benchmarks/arc_easy/acc", 1.0, 6, True)
+    assert (acc.low, acc.high) == (pytest.approx(6 / (6 + 1.959964**2)), 1.0)
+    assert acc.setting == normalised.setting == "2 shots, version 1.0"
+    half = Oracle(
+        lambda context, text: text == (" 1" if "What is 0" in context.split("\n\n")[-1] else " many")
+    )
+    acc, _ = suite(half)  # type: ignore[arg-type]
+    error = (1 / 6 * 5 / 6 / 5) ** 0.5  # of a mean of one 1 and five 0
+    assert acc.value == pytest.approx(1 / 6) and acc.low == 0
+    assert acc.high == pytest.approx(1 / 6 + 1.96 * error)
+    with pytest.raises(ValueError, match="arc_easy"):
+        BenchmarkSuite(["arc_esy"]).check()
 
 
 def test_functions_of_the_stock_task_survive(data_dir: Path) -> None:

@@ -51,6 +51,7 @@ def test_a_column_for_each_checkpoint() -> None:
     loss = next(line for line in lines if line.split()[:2] == ["en", "loss"])
     assert loss.split() == ["en", "loss", "8,094", "5.2500", "4.7500", "4.9000"]
     assert lines[-1] == "scratch@300: 12 questions were cut"
+    assert "- the prompts are not published" in lines  # beside what is printed too
 
 
 def test_beside_chance_and_what_was_published() -> None:
@@ -100,6 +101,14 @@ def test_one_checkpoint_has_a_row_for_each_task() -> None:
         "82.4%",
         "60.8%",
     ]
+
+
+def test_how_it_was_asked_stands_beside_it() -> None:
+    acc = Measured(BENCHMARKS, "arc_easy", "acc", 0.3, count=20, share=True, setting="2 shots, version 1.0")
+    asked, plain = checkpoint("r", 1, 5.0, acc), checkpoint("r", 2, 5.0, acc)
+    for report in (Report((asked,)), Report((asked, plain))):
+        assert "arc_easy  2 shots, version 1.0  " in report.table() and "setting" in report.table()
+    assert "setting" not in REPORT.table()
 
 
 def test_runs_of_one_name_are_told_apart() -> None:
