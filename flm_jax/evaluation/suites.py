@@ -55,7 +55,9 @@ class SuiteRun:
         growth: GrowthMask | None,
         mesh: Mesh,
     ) -> Iterator[Measured]:
-        """Asks the model as it stands, a task at a time."""
+        """Asks the model as it stands, a task at a time; last, how many requests were cut, if any were."""
         model = CheckpointModel(config, params, vocabulary, growth, mesh, batch_size=self.batch_size)
         for suite in self.suites:
             yield from suite(model)
+        if model.num_cut:
+            yield Measured("requests", "all", "cut", float(model.num_cut))

@@ -2,7 +2,9 @@
 
 import dataclasses
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +13,8 @@ import pytest
 
 from flm_jax import Decoder, ModelConfig
 from flm_jax.evaluation.checkpoint_model import CheckpointModel
+from flm_jax.evaluation.measured import Measured
+from flm_jax.evaluation.suites import SuiteRun
 from flm_jax.evaluation.text_model import TextModel
 from flm_jax.generation import Sampling
 from flm_jax.partitioning import MeshShape
@@ -134,6 +138,30 @@ def test_what_does_not_fit_is_counted(vocabulary: Vocabulary) -> None:
     assert text == same
     with pytest.raises(ValueError, match=r"ModelConfig.max_length = 64 tokens, found 64 new tokens"):
         model.complete(["ka"], 64, ())
+
+
+def test_what_was_cut_is_said_in_training_too(vocabulary: Vocabulary) -> None:
+    class Asks:
+        published: ClassVar = {}
+        caveats = ()
+
+        def __init__(self, words: int) -> None:
+            self._prompt = "ka lo " * words
+
+        def check(self) -> None:
+            pass
+
+        def __call__(self, model: CheckpointModel) -> Iterator[Measured]:
+            model.log_likelihoods([(self._prompt, "mi")])
+            yield Measured("iq", "mine", "exact", 1.0)
+
+    def names(words: int) -> list[str]:
+        (mesh, params) = (MeshShape(data=1).build(jax.devices()[:1]), random_params(CONFIG))
+        asked = SuiteRun([Asks(words)])(CONFIG, params, vocabulary, None, mesh)
+        return [f"{measure.name} {measure.value:.0f}" for measure in asked]
+
+    assert names(2) == ["iq/mine/exact 1"]
+    assert names(200) == ["iq/mine/exact 1", "requests/all/cut 1"]
 
 
 def test_a_checkpoint_is_read_with_its_tokenizer_and_mask(prepared_dir: Path, tmp_path: Path) -> None:

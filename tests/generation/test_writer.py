@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from flm_jax import Decoder, ModelConfig, partitioning
 from flm_jax.generation import Sampling, Writer
+from flm_jax.layers.growth_mask import GrowthMask
 from flm_jax.partitioning import MeshShape
 from tests.generation.text_cutting import cut
 from tests.generation.vocabularies import CONFIG, EOS, PARAMS, PROMPTS, VOCABULARY, WRITER
@@ -28,7 +29,14 @@ def drawable(config: ModelConfig) -> np.ndarray:
     return allowed
 
 
-def uncached(config: ModelConfig, params: dict, prompt: str, new: int, penalty: float = 1.0) -> list[int]:
+def uncached(
+    config: ModelConfig,
+    params: dict,
+    prompt: str,
+    new: int,
+    penalty: float = 1.0,
+    growth: GrowthMask | None = None,
+) -> list[int]:
     """Greedy decoding by a full pass for each token, in numpy but for the model."""
     tokens = [0, *VOCABULARY.encode(prompt)]
     apply = jax.jit(Decoder(config).apply)
@@ -37,7 +45,7 @@ def uncached(config: ModelConfig, params: dict, prompt: str, new: int, penalty: 
     for _ in range(new):
         padded = np.zeros((1, end), np.int32)
         padded[0, : len(tokens)] = tokens
-        logits = np.array(apply({"params": params}, padded)[0, len(tokens) - 1])
+        logits = np.array(apply({"params": params}, padded, growth=growth)[0, len(tokens) - 1])
         seen = sorted(set(tokens))
         logits[seen] = np.where(logits[seen] > 0, logits[seen] / penalty, logits[seen] * penalty)
         tokens.append(int(np.argmax(np.where(drawable(config), logits, -np.inf))))
@@ -62,6 +70,13 @@ def test_greedy_writing_is_uncached_decoding_in_float64(block: dict) -> None:
         written = [uncached(config, params, prompt, NEW) for prompt in PROMPTS]
     assert found == [text_of(tokens) for tokens in written]
     assert len(set(found)) > 3
+
+
+def test_under_a_growth_mask() -> None:
+    mask = GrowthMask(heads=np.array([1, 1, 0.5, 0], np.float32), layers=np.array([1, 0.25], np.float32))
+    found = Writer(CONFIG, PARAMS, VOCABULARY, mask).complete(PROMPTS, NEW)  # type: ignore[arg-type]
+    assert found == [text_of(uncached(CONFIG, PARAMS, prompt, NEW, growth=mask)) for prompt in PROMPTS]
+    assert found != WRITER.complete(PROMPTS, NEW)
 
 
 def test_the_repetition_penalty_counts_prompt_and_text() -> None:

@@ -3,8 +3,9 @@
 import math
 from collections.abc import Callable, Sequence
 
+from flm_jax.evaluation.iq.generated import TASKS
 from flm_jax.evaluation.iq.items import ItemSet
-from flm_jax.evaluation.iq.oracle import Oracle, solve
+from flm_jax.evaluation.iq.oracle import Oracle
 from flm_jax.evaluation.iq.results import Rate, Results, TaskResult
 from flm_jax.evaluation.text_model import TextModel
 
@@ -80,7 +81,7 @@ def chosen(model: TextModel, items: ItemSet) -> list[bool]:
 
 
 def _oracle(items: ItemSet) -> float | None:
-    if solve(items.items[0].prompt) is None:
+    if items.task not in TASKS:
         return None
     oracle = Oracle()
     solved = zip(written(oracle, items), chosen(oracle, items), strict=True)

@@ -54,6 +54,13 @@ def test_what_is_asked_and_how_it_is_judged() -> None:
     assert (result.exact.chance, result.choice.chance, result.oracle) == (0.5, 0.5, None)
 
 
+def test_the_oracle_is_of_generated_tasks_alone() -> None:
+    """A set of one's own may be written as one of them is: that does not make it one."""
+    items = (iq.Item("Text: a Fine film\nAnswer:", " <sYm1>", (" <sYm1>", " <oTh2>"), SPACE),)
+    mine = dataclasses.replace(ITEMS, items=items)
+    assert iq.measure(Scripted(["<sYm1>"], [-1.0, -2.0]), mine).oracle is None
+
+
 @pytest.mark.parametrize("likelihoods", [[math.nan] + [0.0] * 5, [0.0] * 5])
 def test_scores_that_are_no_scores(likelihoods: list[float]) -> None:
     with pytest.raises(ValueError, match=r"expected a log-likelihood of each of 6 options \(mine\)"):
