@@ -134,7 +134,8 @@ class Writer:
             batch_size: Prompts at a time.
 
         Raises:
-            ValueError: a stop string is empty, a number is below 1, or a text could be longer than xPos allows.
+            ValueError: a stop string is empty, a number is below 1, the seed has more than 32 bits, or a text could be
+                longer than xPos allows.
         """
         if batch_size < 1:
             raise ValueError(f"expected a batch_size of at least 1, found {batch_size}")
@@ -162,6 +163,8 @@ class Writer:
     ) -> _Order:
         if max_new_tokens < 1:
             raise ValueError(f"expected max_new_tokens of at least 1, found {max_new_tokens}")
+        if not -(2**31) <= seed < 2**31:
+            raise ValueError(f"expected a seed (--seed) of 32 bits, at most {2**31 - 1:,}, found {seed:,}")
         TextStream(stop)  # which refuses what is no stop string, before anything is written
         longest = max((len(row.tokens) for row in rows), default=0) + max_new_tokens
         return _Order(max_new_tokens, stop, sampling, seed, self._config.for_length(longest))
