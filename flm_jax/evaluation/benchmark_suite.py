@@ -72,7 +72,7 @@ class BenchmarkSuite:
 
 
 def _setting(result: harness.Result) -> str:
-    shots = "shots differ" if result.shots is None else f"{result.shots} shots"
+    shots = "shots differ" if result.shots is None else f"{result.shots}-shot"
     return shots if result.version is None else f"{shots}, version {result.version}"
 
 

@@ -84,6 +84,6 @@ class IqSuite:
                     *rate.interval,
                     count=rate.total,
                     share=True,
-                    setting=f"{result.shots} shots",
+                    setting=f"{result.shots}-shot",
                     baselines={CHANCE: rate.chance, **known},
                 )

@@ -22,7 +22,7 @@ class Measured:
         count: Questions, or tokens, that it is the mean of; None where that is not known.
         share: Whether it is a share of the questions.
         baselines: What those score that have learnt nothing, or everything: `chance`, `baseline`, `oracle`.
-        setting: Without which it cannot be compared, such as `5 shots, version 1.0`; empty for none.
+        setting: Without which it cannot be compared, such as `5-shot, version 1.0`; empty for none.
     """
 
     suite: str

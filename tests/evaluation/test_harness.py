@@ -138,7 +138,7 @@ def test_intervals_and_settings_of_what_is_reported(data_dir: Path) -> None:
     acc, normalised = suite(knows)  # type: ignore[arg-type]
     assert (acc.name, acc.value, acc.count, acc.share) == ("benchmarks/arc_easy/acc", 1.0, 6, True)
     assert (acc.low, acc.high) == (pytest.approx(6 / (6 + 1.959964**2)), 1.0)
-    assert acc.setting == normalised.setting == "2 shots, version 1.0"
+    assert acc.setting == normalised.setting == "2-shot, version 1.0"
     half = Oracle(
         lambda context, text: text == (" 1" if "What is 0" in context.split("\n\n")[-1] else " many")
     )

@@ -104,10 +104,10 @@ def test_one_checkpoint_has_a_row_for_each_task() -> None:
 
 
 def test_how_it_was_asked_stands_beside_it() -> None:
-    acc = Measured(BENCHMARKS, "arc_easy", "acc", 0.3, count=20, share=True, setting="2 shots, version 1.0")
+    acc = Measured(BENCHMARKS, "arc_easy", "acc", 0.3, count=20, share=True, setting="2-shot, version 1.0")
     asked, plain = checkpoint("r", 1, 5.0, acc), checkpoint("r", 2, 5.0, acc)
     for report in (Report((asked,)), Report((asked, plain))):
-        assert "arc_easy  2 shots, version 1.0  " in report.table() and "setting" in report.table()
+        assert "arc_easy  2-shot, version 1.0  " in report.table() and "setting" in report.table()
     assert "setting" not in REPORT.table()
 
 
