@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flm_jax.verbs.parsing import positive, unescaped, verb
+from flm_jax.verbs.parsing import add_mesh, mesh_shape, positive, unescaped, verb
 
 if TYPE_CHECKING:
     from flm_jax.generation import Writer
@@ -43,6 +43,7 @@ def add(verbs: argparse._SubParsersAction) -> None:
         help=r"end before this string; \n is a line feed, \t a tab, \\ a backslash; repeat for several",
     )
     generate.add_argument("--batch_size", type=positive, default=8, help="prompts at a time")
+    add_mesh(generate)
     _add_sampling(generate)
     _add_chat(generate)
 
@@ -97,10 +98,12 @@ def _generate(options: argparse.Namespace) -> int:
         )
     # What is wrong with the flags is said before a checkpoint is read.
     prompts = [] if options.chat else _prompts(options)
+    from flm_jax.evaluation.opened import open_checkpoint
     from flm_jax.generation import Sampling, Writer
-    from flm_jax.grow.lineage import Lineage
+    from flm_jax.generation.text_stream import TextStream
     from flm_jax.tasks.vocabulary import Vocabulary
-    from flm_jax.training.checkpoints import load_params
+
+    TextStream(options.stop)  # which refuses what is no stop string, before a checkpoint is read
 
     settings = {
         "max_new_tokens": options.max_new_tokens,
@@ -110,11 +113,10 @@ def _generate(options: argparse.Namespace) -> int:
         ),
     }
     vocabulary = Vocabulary(options.tokenizer)
-    metadata, params, step = load_params(Path(options.model_dir), options.step)
-    metadata.check_tokenizer(vocabulary.sha256, options.tokenizer)
-    growth = Lineage.from_json(metadata.growth_record).mask_at(step)
-    writer = Writer(metadata.config, params, vocabulary, growth)
-    notice = _Notice(metadata.config.max_length, options.max_new_tokens)
+    opened = open_checkpoint(options.model_dir, options.step, mesh_shape(options))
+    opened.metadata.check_tokenizer(vocabulary.sha256, options.tokenizer)
+    writer = Writer(opened.config, opened.params, vocabulary, opened.growth, opened.mesh)
+    notice = _Notice(opened.config.max_length, options.max_new_tokens)
 
     if options.chat:
         from flm_jax.generation.conversation import Conversation
