@@ -100,16 +100,25 @@ def evaluate_tasks(
         loaded = _loaded(manager, list(tasks), files)
         for task in loaded["tasks"].values():
             _forgive_overflow(task)
-        found = lm_eval.simple_evaluate(
-            model=as_lm(model),
-            tasks=_outermost(manager, tasks, loaded),
-            task_manager=manager,
-            num_fewshot=num_fewshot,
-            limit=limit,
-            bootstrap_iters=bootstrap_iters,
-            log_samples=False,
-            fewshot_random_seed=SEED,
-        )
+        try:
+            found = lm_eval.simple_evaluate(
+                model=as_lm(model),
+                tasks=_outermost(manager, tasks, loaded),
+                task_manager=manager,
+                num_fewshot=num_fewshot,
+                limit=limit,
+                bootstrap_iters=bootstrap_iters,
+                log_samples=False,
+                fewshot_random_seed=SEED,
+            )
+        except (AssertionError, ValueError) as error:
+            # Of its two samplers: the first so many, and those that are drawn.
+            if not any(words in str(error) for words in ("fewshot samples", "larger than population")):
+                raise
+            raise ValueError(
+                f"expected at least {num_fewshot} rows to take worked examples from, found fewer (lm-eval: {error}): "
+                "lower --num_fewshot"
+            ) from error
     return Benchmarks(
         tasks={name: _result(found, name, [name]) for name in loaded["tasks"]},
         groups={

@@ -97,7 +97,7 @@ def _bars(ax: Any, report: "Report", suite: str, metric: str) -> None:
     ax.set_xticks(range(len(tasks)), tasks, rotation=30, ha="right", fontsize=8)
     ax.set(ylim=(0, 1.02), ylabel=f"{metric}, share", title=f"{suite}: {metric}")
     ax.grid(alpha=0.3, axis="y")
-    ax.legend(fontsize=7)
+    ax.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
 def _tasks(report: "Report", suite: str, metric: str) -> list[str]:

@@ -47,6 +47,11 @@ class SuiteRun:
     suites: Sequence[Suite]
     batch_size: int = 32
 
+    def check(self) -> None:
+        """Raises what is wrong with a suite, before a step is taken."""
+        for suite in self.suites:
+            suite.check()
+
     def __call__(
         self,
         config: ModelConfig,

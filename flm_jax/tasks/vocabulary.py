@@ -61,8 +61,8 @@ class Vocabulary:
         self.path = Path(path).expanduser()
         if not self.path.is_file():
             raise FileNotFoundError(
-                f"expected a tokenizer, found no file at {self.path}: change the gin binding "
-                "`VOCABULARY`, or make the file with `flm tokenizer train` or `flm tokenizer wrap`"
+                f"expected a tokenizer, found no file at {self.path}: change --tokenizer, or the gin "
+                "binding `VOCABULARY`, or make the file with `flm tokenizer train` or `flm tokenizer wrap`"
             )
         content = self.path.read_bytes()
         self.sha256 = hashlib.sha256(content).hexdigest()

@@ -5,7 +5,7 @@ import functools
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import gin
 import jax
@@ -38,6 +38,15 @@ _LEAST = {
 }
 
 
+@runtime_checkable
+class Checked(Protocol):
+    """What can tell beforehand that it would fail."""
+
+    def check(self) -> None:
+        """Raises a ValueError or an OSError."""
+        ...
+
+
 @dataclasses.dataclass(frozen=True)
 class Trainer:
     """One training run.
@@ -59,7 +68,7 @@ class Trainer:
             every stage. 0 for none.
         eval_sequences: Sequences of each task's validation split that are used; None for all.
         suite: What is asked of the model besides, `evaluation.suites.SuiteRun` or a function of the same form; None
-            for nothing.
+            for nothing. If it has a method `check`, that is called before the first step.
         suite_period: Steps between two times; also before the first step and after the last of every stage. 0 for
             never.
         checkpoint_period: Steps between two checkpoints; the last of every stage is always saved, and kept.
@@ -167,6 +176,8 @@ class Trainer:
                 f"Trainer.suite_period = {self.suite_period} has no suite to run: bind Trainer.suite (add "
                 "--gin_file=gin_configs/runs/iq.gin), or Trainer.suite_period to 0"
             )
+        if self.suite_period and isinstance(self.suite, Checked):
+            self.suite.check()
         route = Route.of(self.stages, sequence_length(self.task_feature_lengths))
         for index in range(len(route.stages)):
             check_mesh(route, index, devices)

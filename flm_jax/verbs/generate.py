@@ -170,9 +170,10 @@ def _prompts(options: argparse.Namespace) -> list[str]:
         if sys.stdin.isatty():
             print("flm generate: type the prompt, end it with Ctrl-D", file=sys.stderr)
         return [_unicode(sys.stdin.read(), "standard input").removesuffix("\n")]
-    text = _unicode(
-        Path(options.prompt_file).expanduser().read_text("utf-8", "surrogateescape"), options.prompt_file
-    )
+    file = Path(options.prompt_file).expanduser()
+    if not file.is_file():
+        raise FileNotFoundError(f"expected prompts, found no file at {file}: change --prompt_file")
+    text = _unicode(file.read_text("utf-8", "surrogateescape"), options.prompt_file)
     if not _is_jsonl(options):
         return [text.removesuffix("\n")]
     found = [

@@ -65,8 +65,10 @@ def _export(options: argparse.Namespace) -> int:
     export = exporting.Export(checkpoint, options.dtype, tokenizer)
     print(export.describe())
     missing = parity.missing()
+    bar = tqdm(total=export.num_bytes, unit="B", unit_scale=True, dynamic_ncols=True)
 
     def check(folder: Path) -> None:
+        bar.close()
         if options.no_check:
             print("logits were not compared with transformers' (--no_check)")
         elif missing:
@@ -80,7 +82,7 @@ def _export(options: argparse.Namespace) -> int:
             print(f"checked: logits in transformers differ by {found:.1e} relative in float32")
 
     try:
-        with tqdm(total=export.num_bytes, unit="B", unit_scale=True, dynamic_ncols=True) as bar:
+        with bar:
             export.write(Path(options.out), options.max_shard_size, check, bar.update)
     except parity.ParityError as error:
         print(f"flm export: {error}", file=sys.stderr)

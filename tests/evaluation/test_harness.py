@@ -248,6 +248,7 @@ def test_mistakes(data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     write(tmp_path / "hellaswag.test.jsonl", [hellaswag(0)])
     said = mistake("hellaswag")
     assert f"expected {tmp_path}/hellaswag.validation.jsonl" in said and "there are hellaswag.test" in said
+    assert "lower --num_fewshot" in mistake("arc_easy", where=data_dir, num_fewshot=100)
     said = mistake("arc_easy", where=data_dir / "yaml", num_fewshot=1)
     assert "arc_easy.test.jsonl" in said and "arc_easy.train.jsonl" in said
     write(tmp_path / "boolq.validation.jsonl", [{"question": "is it", "text": "It is.", "label": 1}])

@@ -120,7 +120,7 @@ def test_beyond_the_context_it_goes_on_and_says_so_once(
         (["--prompt=a", "--max_new_tokens=90000"], "lower --max_new_tokens"),
         (["--prompt=a", "--seed=99999999999"], "expected a seed (--seed) of 32 bits"),
         (["--prompt=a", "--step=4"], "checkpoint_4, found none"),
-        (["--prompt_file=nowhere.txt"], "nowhere.txt"),
+        (["--prompt_file=nowhere.txt"], "no file at nowhere.txt: change --prompt_file"),
         (["--chat", "--out=x.jsonl"], "leave out --out"),
         (["--chat", "--chat_prompt=Q"], "change --chat_prompt"),
         (

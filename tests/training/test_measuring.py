@@ -11,7 +11,10 @@ import numpy as np
 import pytest
 
 from flm_jax import ModelConfig
+from flm_jax.evaluation.benchmark_suite import BenchmarkSuite
+from flm_jax.evaluation.iq_suite import IqSuite
 from flm_jax.evaluation.measured import Measured
+from flm_jax.evaluation.suites import SuiteRun
 from flm_jax.training.run_log import read_metrics
 from flm_jax.training.trainer import Outcome
 from tests.training import runs
@@ -85,6 +88,23 @@ def test_a_stop_while_it_is_asked_is_made_up_for(tmp_path: Path, prepared_dir: P
     goes_on = runs.trainer(tmp_path / "stopped", prepared_dir, suite=NormOfTheParameters(), **settings)
     assert goes_on.run() is Outcome.FINISHED
     assert measured(tmp_path / "stopped") == measured(tmp_path / "whole")
+
+
+def test_what_is_wrong_with_a_suite_is_said_before_the_first_step(tmp_path: Path, prepared_dir: Path) -> None:
+    def run(*suites: Any, period: int = 5) -> None:
+        runs.trainer(
+            tmp_path / "run", prepared_dir, suite=SuiteRun(suites), suite_period=period, train_steps=1
+        ).run()
+
+    with pytest.raises(ValueError, match=r"expected tasks among counting.*head_slice"):
+        run(IqSuite(tasks=["counting"]), IqSuite(tasks=["head_slice"]))
+    with pytest.raises(ValueError, match=r"wic \(--symbolic_dir"):
+        run(IqSuite(tasks=["wic"]))
+    with pytest.raises(ValueError, match="arc_easy"):
+        run(BenchmarkSuite(["arc_esy"]))
+    assert not (tmp_path / "run").exists()
+    run(IqSuite(tasks=["head_slice"]), period=0)  # which is never asked
+    assert (tmp_path / "run").exists()
 
 
 def test_a_period_needs_a_suite(tmp_path: Path, prepared_dir: Path) -> None:

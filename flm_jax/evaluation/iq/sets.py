@@ -47,7 +47,8 @@ def suite(
             continue
         if data_dir is None:
             raise ValueError(
-                f"expected data_dir, the folder that holds the published files of {task}; found none"
+                f"expected data_dir, the folder that holds the published files of {task} (--symbolic_dir, or the gin "
+                f"binding IqSuite.symbolic_dir); found none"
             )
         per_label = SHOTS_PER_LABEL if shots is None else shots
         sets.append(published.load(task, data_dir, seed, num_items, per_label))
