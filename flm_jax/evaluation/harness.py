@@ -149,13 +149,16 @@ def as_lm(model: CheckpointModel) -> Any:
         """Hands lm-eval's requests on, all of a kind at once."""
 
         def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+            """Of each (context, continuation): nats, and whether it is the greedy one."""
             pairs = [request.args for request in requests]
             return [(score.log_likelihood, score.is_greedy) for score in model.log_likelihoods(pairs)]
 
         def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
+            """Of each whole text, in nats."""
             return model.rolling([request.args[0] for request in requests])
 
         def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+            """What is written behind each prompt, as its task's `generation_kwargs` say."""
             alike: dict[str, list[int]] = {}
             for place, request in enumerate(requests):
                 alike.setdefault(json.dumps(request.args[1], sort_keys=True), []).append(place)

@@ -25,6 +25,7 @@ class FLMLinear(nn.Module):
         self.bias = nn.Parameter(torch.zeros(outputs)) if bias else None
 
     def forward(self, x):
+        """Maps x [..., in] to [..., out]."""
         return F.linear(x, self.weight.T, self.bias)
 
 
@@ -41,6 +42,7 @@ class FLMNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(config.n_embd)) if has_bias else None
 
     def forward(self, x):
+        """Normalises x [B, L, D]; same shape and dtype."""
         wide = _wide(x)
         if self.is_rms:
             out = wide * torch.rsqrt(wide.square().sum(-1, keepdim=True) / self.denominator + self.epsilon)
@@ -109,6 +111,7 @@ class FLMAttention(nn.Module):
         self.c_proj = FLMLinear(self.widths[0], config.n_embd, config.use_bias)
 
     def forward(self, x, rotations, attention_mask, past, cache):
+        """Maps x [B, L, D] to [B, L, D]; `past` tokens are in the cache before them, if there is one."""
         query, key, value = (
             part.unflatten(-1, (-1, self.config.head_dim)).transpose(1, 2)
             for part in self.c_attn(x).split(self.widths, dim=-1)
@@ -137,6 +140,7 @@ class FLMMLP(nn.Module):
         self.c_proj = FLMLinear(config.n_inner, config.n_embd, config.use_bias)
 
     def forward(self, x):
+        """Maps x [B, L, D] to [B, L, D]."""
         hidden = self.c_fc(x)
         if self.c_gate is None:
             return self.c_proj(F.gelu(hidden, approximate="tanh"))
@@ -154,6 +158,7 @@ class FLMBlock(nn.Module):
         self.mlp = FLMMLP(config)
 
     def forward(self, x, rotations, attention_mask, past, cache):
+        """Maps x [B, L, D] to [B, L, D]; the rest as of `FLMAttention`."""
         x = x + self.attn(self.ln_1(x), rotations, attention_mask, past, cache)
         return x + self.mlp(self.ln_2(x))
 
